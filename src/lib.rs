@@ -38,6 +38,7 @@
 //! ```
 //!
 //! - `cli` (default): the program `moeplan`: command line, reports, launching and measuring.
+//! - `pages`: documents as HTML ([`ask`] answers with them); part of `cli`.
 //! - `remote` (default): headers over HTTP through [`gguf::source::Client`].
 //! - `embedded`: llama.cpp linked into the program; needs CMake and libclang.
 //!
@@ -85,6 +86,7 @@ pub mod speed;
 pub mod checkup;
 pub mod plan;
 pub mod emit;
+pub mod ask;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod runtime;
@@ -106,7 +108,7 @@ pub mod doctor;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-#[cfg(feature = "cli")]
+#[cfg(feature = "pages")]
 #[doc(hidden)]
 pub mod report;
 #[cfg(feature = "cli")]

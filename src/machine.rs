@@ -346,7 +346,8 @@ fn number_remote(devices: &mut [Device]) {
 }
 
 /// Main memory as it is typed: `64G`, and what it is of: `64G@ddr5-6000x2` (MT/s and channels), or `64G@96` (GB/s of its data sheet).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Ram {
     pub bytes: Bytes,
     /// GB/s by the data sheet.
@@ -356,6 +357,14 @@ pub struct Ram {
 impl From<Bytes> for Ram {
     fn from(bytes: Bytes) -> Self {
         Self { bytes, bandwidth: None }
+    }
+}
+
+impl TryFrom<String> for Ram {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
@@ -384,7 +393,8 @@ impl FromStr for Ram {
 }
 
 /// A device's memory as it is typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct DeviceSize {
     pub bytes: Bytes,
     /// A whole number of GB, which is what cards are sold with: `24G`, `24GB`; not `24GiB`, `23.5G`, `24576M`.
@@ -395,6 +405,14 @@ impl From<Bytes> for DeviceSize {
     /// So many bytes, whatever card it is.
     fn from(bytes: Bytes) -> Self {
         Self { bytes, sold_as: None }
+    }
+}
+
+impl TryFrom<String> for DeviceSize {
+    type Error = ParseBytesError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

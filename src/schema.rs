@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::{commands, doctor, emit, inspection, measurement, plan, report, suite, tune};
+use crate::{ask, commands, doctor, emit, inspection, measurement, plan, report, suite, tune};
 
 /// The schema of one document, whose `schema` key holds `moeplan/NAME`.
 fn schema<T: JsonSchema>(name: &str) -> (String, Value) {
@@ -28,11 +28,11 @@ fn schemas() -> BTreeMap<String, Value> {
     BTreeMap::from([
         schema::<inspection::Inspection>("inspect/1"),
         schema::<inspection::Several>("inspections/1"),
-        schema::<commands::quants::Quants>("quants/1"),
+        schema::<ask::quants::Quants>("quants/1"),
         schema::<commands::what_if::listing::Document>("what-if/1"),
         schema::<commands::list::List>("list/1"),
         schema::<plan::Checked>("check/1"),
-        schema::<report::page::checks::Checks>("checks/1"),
+        schema::<ask::check::Checks>("checks/1"),
         schema::<plan::Plan>("plan/1"),
         schema::<plan::sweep::SweepDocument>("sweep/1"),
         schema::<plan::sweep::Plans>("plans/1"),
@@ -40,7 +40,7 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<report::page::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),
         schema::<report::page::devices::Devices>("devices/1"),
-        schema::<report::page::devices::Known>("known/1"),
+        schema::<ask::known::Known>("known/1"),
         schema::<doctor::Doctor<'_>>("doctor/1"),
         schema::<commands::synth::Document>("synth/1"),
         schema::<commands::synth::List>("synth-list/1"),

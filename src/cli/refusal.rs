@@ -7,7 +7,8 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{help, short_flags};
-use crate::run::flags::{Effect, Flag, InPlan};
+use crate::ask::options::of_llama_cpp;
+use crate::run::flags::{Effect, InPlan};
 use crate::run::{Program, spelling};
 use crate::suggest::{self, Refusal};
 
@@ -72,19 +73,6 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         suggest::did_you_mean(typed, short.chain(long.iter().map(String::as_str)))?
     };
     Some(Refusal::new(format!("`moeplan {name}` has no `{typed}`"), hint))
-}
-
-/// What to do instead with a flag that llama.cpp has.
-pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
-    const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
-    match (flag.in_plan, flag.effect) {
-        (InPlan::Instead(hint), _) => hint.to_string(),
-        (_, Effect::None) => format!("llama.cpp has it, but it does not decide the placement: {ADD}"),
-        _ => format!(
-            "llama.cpp has it, and it changes the memory of a launch: add it to the planned command, and `moeplan check -- \
-             llama-server … {typed}` says whether that still fits"
-        ),
-    }
 }
 
 fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option<Refusal> {

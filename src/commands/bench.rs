@@ -137,9 +137,12 @@ const PLANNED_CONTEXT: u32 = 8192;
 
 /// Sees to room for so many tokens in a slot, where the context is left to the planner.
 fn make_room(options: &mut PlanOptions, tokens: u32) {
-    if options.ctx_size.is_none() && options.objective != Objective::Context && tokens > PLANNED_CONTEXT {
+    if options.planning.ctx_size.is_none()
+        && options.planning.objective != Objective::Context
+        && tokens > PLANNED_CONTEXT
+    {
         let slots: u32 = options.launch.value("--parallel").and_then(|slots| slots.parse().ok()).unwrap_or(1);
-        options.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
+        options.planning.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
     }
 }
 
@@ -371,7 +374,7 @@ mod tests {
         let super::super::Command::Bench(args) = cli.command else { panic!("not bench") };
         let mut suite = Suite::protocol();
         args.ask.apply(&mut suite);
-        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.depth), (5, &[0, 64][..], 0));
+        assert_eq!((suite.repetitions, args.depths.as_slice(), args.options.planning.depth), (5, &[0, 64][..], 0));
         assert!(suite.prompts.iter().all(|prompt| prompt.max_tokens == 9));
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
@@ -379,7 +382,7 @@ mod tests {
         // What is given is kept.
         for (tokens, context) in [(8192, None), (16_900, Some(17_152)), (99_000, Some(17_152))] {
             make_room(&mut options, tokens);
-            assert_eq!(options.ctx_size, context.map(ContextChoice::Fixed));
+            assert_eq!(options.planning.ctx_size, context.map(ContextChoice::Fixed));
         }
         assert_eq!(["b11434-unknown", "b1-f00", "something"].map(|build| runtime_of(build).build), [11434, 1, 0]);
     }

@@ -10,22 +10,20 @@ use anyhow::{Context as _, bail};
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
-use crate::bytes::Bytes;
-use crate::checkup::{self, Checkup, Options, Verdict};
+use crate::ask;
+use crate::ask::check::{Asked, CheckRow, Checks, Models, hugging_face, load, read_projector};
+use crate::checkup::{Checkup, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
-use crate::machine::Machine;
-use crate::memory;
-use crate::model::{FileKind, Model, projector};
+use crate::model::Model;
 use crate::number::tokens;
-use crate::plan::{self, Checked, Turn, Variant};
-use crate::report::page::checks::{CheckRow, Checks};
+use crate::plan::Turn;
 use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
-use crate::run::{self, Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, grid, visible};
+use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, visible};
 use crate::runtime::server::config_files;
 use crate::suggest::Refusal;
 
@@ -84,7 +82,19 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(note) = assumed {
         output.say(&note);
     }
-    let look = |held: &Held| checked(held, args, (&machine, &environment), &folder, output);
+    let asked = Asked {
+        machine: &machine,
+        environment: &environment,
+        target: Target { build: args.build, dialect: args.dialect },
+        options: Options {
+            margin: args.machine.margin.unwrap_or_default(),
+            tensors: args.tensors || output.format() == Format::Html,
+            ignored: &args.ignore,
+            is_plan: false,
+            turn: Some(Turn { prompt: args.prompt, generate: args.generate, depth: args.depth }),
+        },
+    };
+    let look = |held: &Held| ask::check::check(held, asked, &Here { args, folder: &folder, output });
     if let [only] = held.as_slice() {
         let checked = look(only)?;
         output.show(&checked)?;
@@ -141,114 +151,72 @@ fn commands(words: &[String]) -> anyhow::Result<(PathBuf, Vec<Held>)> {
     Ok((folder, held))
 }
 
-/// What one launch would do; of a grid of llama-bench the largest.
-fn checked(
-    held: &Held,
-    args: &Args,
-    (machine, environment): (&Machine, &BTreeMap<String, String>),
-    folder: &Path,
-    output: &Output,
-) -> anyhow::Result<Checked> {
-    let target = Target { build: args.build, dialect: args.dialect };
-    let margin = args.machine.margin.unwrap_or_default();
-    let mut largest: Option<(Model, String, Checkup)> = None;
-    let mut rows = Vec::new();
-    let mut opened: Option<(ModelSource, RunConfig, (Model, String))> = None;
-    for variant in grid::variants(held)? {
-        let mut command = run::parse::launch(&variant, environment, target)?;
-        note_config_files(&mut command);
-        let source = command.model.clone();
-        // A grid seldom varies the file, nor what the loader is told of it.
-        let same = opened.take().filter(|(of, run, _)| {
-            source.as_ref() == Some(of) && run.metadata_overrides == command.run.metadata_overrides
-        });
-        let (mut model, name) = match same {
-            Some((.., known)) => known,
-            None => open(&mut command, args, folder, output)?,
+/// Where the models of a command are: here, beside the file that holds it, or where an address says.
+struct Here<'a> {
+    args: &'a Args,
+    folder: &'a Path,
+    output: &'a Output,
+}
+
+impl Models for Here<'_> {
+    type Error = anyhow::Error;
+
+    fn note(&self, command: &mut ParsedCommand) {
+        note_config_files(command);
+    }
+
+    /// The model as what-if flags would make it.
+    fn model(&self, command: &mut ParsedCommand) -> anyhow::Result<(Model, String)> {
+        let Self { args, folder, output } = *self;
+        let (name, gguf) = match &command.model {
+            Some(ModelSource::Path(path)) => (path.clone(), open_file(path, folder, output)?),
+            Some(ModelSource::HuggingFace { repo, file }) => {
+                let name = PathBuf::from(hugging_face(repo, file.as_deref()));
+                let gguf = model_arg::open(&name, output)?;
+                (name, gguf)
+            }
+            Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
+            Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
+            None => bail!("the command names no model: add `-m FILE`"),
         };
-        opened = source.map(|source| (source, command.run.clone(), (model.clone(), name.clone())));
-        add_companions(&mut model, &mut command.run, |path| open_file(path, folder, output))?;
-        add_projector_of_hub(&mut model, &mut command, &name, output);
-        let tensors = args.tensors || output.format() == Format::Html;
-        let turn = Some(Turn { prompt: args.prompt, generate: args.generate, depth: args.depth });
-        let options = Options { margin, tensors, ignored: &args.ignore, is_plan: false, turn };
-        let checkup = checkup::check(&model, machine, &command, options)?;
-        rows.push(Variant {
-            what: variant.name.unwrap_or_default(),
-            n_ctx: checkup.run.n_ctx,
-            memory: checkup.memory.clone(),
-            fits: checkup.fits,
-            shortfall: checkup.shortfall.clone(),
-        });
-        if largest.as_ref().is_none_or(|(.., known)| size(&checkup) > size(known)) {
-            largest = Some((model, name, checkup));
+        let first = what_if::first_file(&name, &gguf);
+        let name = name.display().to_string();
+        let model = load(gguf, &command.run)?;
+        match args.what_if.recipes() {
+            [] => Ok((model, name)),
+            [recipe] => {
+                let made = args.what_if.variant(&model, &name, &first, recipe)?;
+                let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
+                let note =
+                    |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
+                command.notes.extend(warnings.map(note));
+                Ok((made.model, name))
+            }
+            _ => bail!("`check` takes one recipe: `plan --as` compares several"),
         }
     }
-    let (model, name, checkup) = largest.context("no variant")?;
-    let variants = if rows.len() > 1 { rows } else { Vec::new() };
-    Ok(Checked {
-        model: plan::summary(&model, &name),
-        command: sources::shown(held),
-        checkup,
-        name: held.name.clone(),
-        variants,
-    })
-}
 
-/// By what variants are compared: what is missing, then what devices hold, then the host.
-fn size(checkup: &Checkup) -> [Bytes; 3] {
-    let sum = |is_host| {
-        checkup.memory.iter().filter(|(key, _)| memory::is_host(key) == is_host).map(|(_, row)| row.counted()).sum()
-    };
-    [checkup.shortfall.values().copied().sum(), sum(false), sum(true)]
-}
-
-/// The model of a command, as what-if flags would make it, and what it is called.
-fn open(command: &mut ParsedCommand, args: &Args, folder: &Path, output: &Output) -> anyhow::Result<(Model, String)> {
-    let (name, gguf) = match &command.model {
-        Some(ModelSource::Path(path)) => (path.clone(), open_file(path, folder, output)?),
-        Some(ModelSource::HuggingFace { repo, file }) => {
-            let name = PathBuf::from(hugging_face(repo, file.as_deref()));
-            let gguf = model_arg::open(&name, output)?;
-            (name, gguf)
-        }
-        Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
-        Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
-        None => bail!("the command names no model: add `-m FILE`"),
-    };
-    let first = what_if::first_file(&name, &gguf);
-    let name = name.display().to_string();
-    let model = load(gguf, &command.run)?;
-    match args.what_if.recipes() {
-        [] => Ok((model, name)),
-        [recipe] => {
-            let made = args.what_if.variant(&model, &name, &first, recipe)?;
-            let warnings = what_if::warnings(&made.what_if, &made.path).into_iter();
-            let note =
-                |warning: Warning| Note { code: warning.code, message: warning.message, hint: Some(warning.hint) };
-            command.notes.extend(warnings.map(note));
-            Ok((made.model, name))
-        }
-        _ => bail!("`check` takes one recipe: `plan --as` compares several"),
+    fn companion(&self, path: &Path) -> anyhow::Result<Gguf> {
+        open_file(path, self.folder, self.output)
     }
-}
 
-/// Adds the projector that `-hf` fetches; of one that cannot be read, the command's note stays.
-fn add_projector_of_hub(model: &mut Model, command: &mut ParsedCommand, name: &str, output: &Output) {
-    let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
-    if !is_hub || command.notes.iter().all(|note| note.code != "projector") {
-        return;
-    }
-    if let Ok(projector) = projector_of_hub(name.as_ref(), &command.run, output) {
-        model.projector = projector.map(Into::into);
-        command.notes.retain(|note| note.code != "projector");
+    /// The projector that `-hf` fetches; of one that cannot be read, the command's note stays.
+    fn add_beside(&self, model: &mut Model, command: &mut ParsedCommand, name: &str) {
+        let is_hub = matches!(command.model, Some(ModelSource::HuggingFace { .. }));
+        if !is_hub || command.notes.iter().all(|note| note.code != "projector") {
+            return;
+        }
+        if let Ok(projector) = projector_of_hub(name.as_ref(), &command.run, self.output) {
+            model.projector = projector.map(Into::into);
+            command.notes.retain(|note| note.code != "projector");
+        }
     }
 }
 
 /// The projector that `-hf` loads beside a MODEL of the hub (`common/arg.cpp` `common_models_handler_init`, b11434); `None` where
 /// the repository has none.
 pub fn projector_of_hub(model: &Path, run: &RunConfig, output: &Output) -> anyhow::Result<Option<Model>> {
-    model_arg::projector_beside(model, output)?.map(|gguf| read_projector(gguf, run)).transpose()
+    model_arg::projector_beside(model, output)?.map(|gguf| Ok(read_projector(gguf, run)?)).transpose()
 }
 
 /// A file of a command as this computer has it: beside the file that holds the command, or on the drive of Windows that is mounted
@@ -277,62 +245,6 @@ fn open_file(path: &Path, folder: &Path, output: &Output) -> anyhow::Result<Gguf
         );
     }
     model_arg::open(path, output)
-}
-
-/// The model of a header, its keys as the launch overrides them.
-pub fn load(mut gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
-    run.override_metadata(&mut gguf.header.metadata);
-    Ok(Model::from_gguf(gguf)?)
-}
-
-/// Opens what a launch loads beside its model: a draft model, which says what kind of speculation it is for where the command
-/// does not, and a projector.
-pub fn add_companions(
-    model: &mut Model,
-    run: &mut RunConfig,
-    open: impl Fn(&Path) -> anyhow::Result<Gguf>,
-) -> anyhow::Result<()> {
-    let draft = match (&run.draft_model, &run.draft_hf) {
-        (file, Some(repo)) => Some(open(hugging_face(repo, file.as_deref()).as_ref())?),
-        (Some(path), None) => Some(open(path.as_ref())?),
-        (None, None) => None,
-    };
-    if let Some(gguf) = draft {
-        let draft = load(gguf, run)?;
-        run.infer_speculation(draft.speculation());
-        model.draft = Some(draft.into());
-    }
-    let projector = match (&run.mmproj, &run.mmproj_url) {
-        (_, Some(url)) => Some(open(url.as_ref())?),
-        (Some(path), None) => Some(open(path.as_ref())?),
-        (None, None) => None,
-    };
-    if let Some(gguf) = projector {
-        model.projector = Some(read_projector(gguf, run)?.into());
-    }
-    Ok(())
-}
-
-/// The projector of a header that llama.cpp would load beside a model.
-fn read_projector(gguf: Gguf, run: &RunConfig) -> anyhow::Result<Model> {
-    let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
-    let (projector, _) = Model::as_far_as_readable(gguf);
-    if projector.kind != FileKind::Mmproj {
-        bail!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
-    }
-    let tokens = [run.image_min_tokens, run.image_max_tokens].map(Option::unwrap_or_default);
-    if let Err(fault) = projector::encoders(&projector, tokens) {
-        bail!("`--mmproj {path}`: llama.cpp refuses this projector: {fault}");
-    }
-    Ok(projector)
-}
-
-/// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
-fn hugging_face(repo: &str, file: Option<&str>) -> String {
-    match (file, repo.split_once(':')) {
-        (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
-        (None, _) => format!("hf:{repo}"),
-    }
 }
 
 /// Notes the configuration files that llama.cpp would read first (`common/arg.cpp` `common_params_apply_system_config`, b11434).

@@ -7,13 +7,10 @@ use anyhow::{bail, ensure};
 use super::machine::MachineArgs;
 use super::what_if::{WhatIfArgs, listing};
 use super::{Outcome, Output, model_arg, quants, read_or_built_in};
-use crate::arch::Arch;
+use crate::ask;
 use crate::expectation::{self, Expectations};
-use crate::gguf::GgmlType;
 use crate::gguf::source::{Location, Which};
-use crate::inspection::{ByCache, Inspection, Several};
-use crate::memory;
-use crate::model::{FileKind, Model, projector};
+use crate::inspection::Several;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -64,22 +61,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let expectations = expected.transpose()?;
     let mut documents = Vec::with_capacity(args.models.len());
     for path in &args.models {
-        let (model, refused) = Model::as_far_as_readable(model_arg::open(path, output)?);
-        let loads = refused.is_empty() && model.kind == FileKind::Model && Arch::named(&model.architecture).is_some();
-        // What context takes at the two usual cache types; one that llama.cpp refuses for the model is left out.
-        let (mut per_token, mut fixed) = (ByCache::new(), ByCache::new());
-        for ty in ["f16", "q8_0"].into_iter().filter(|_| loads).filter_map(GgmlType::from_name) {
-            if let Ok(context) = memory::context::per_token(&model, ty) {
-                per_token.insert(ty.name.into(), context.per_token);
-                fixed.insert(ty.name.into(), context.fixed);
-            }
-        }
-        let context = (!per_token.is_empty()).then_some((per_token, fixed));
-        let mut inspection = Inspection::new(&model, &refused, context);
-        let encoders = projector::encoders(&model, [0, 0]).unwrap_or_default();
-        for (row, tokens) in inspection.encoders.iter_mut().zip(memory::projector::image_tokens(&encoders)) {
-            row.tokens = tokens;
-        }
+        let (model, mut inspection) = ask::inspect(model_arg::open(path, output)?);
         if let Some(expectations) = &expectations {
             inspection.expectations = expectations.check(&inspection)?;
         }

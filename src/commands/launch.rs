@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 
 use super::plan_options::{PlanOptions, is_plan_file};
-use super::{Output, check, interrupt, model_arg, progress, read};
+use super::{Output, interrupt, model_arg, progress, read};
+use crate::ask::check::{add_companions, load};
 use crate::bytes::Bytes;
 use crate::checkup::{self, Severity};
 use crate::machine::{Backend, Device, Isa, Machine};
@@ -128,7 +129,7 @@ impl Proposal {
 
     fn of_plan(plan: Plan, mut model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
-        check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
+        add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let launch = Launch { model: plan.model.path.clone().into(), run, machine };
@@ -172,8 +173,8 @@ impl Proposal {
         };
         machine.host.isa = engine.isa();
         let servers = bind(engine, &mut machine, &mut run)?;
-        let mut model = check::load(gguf::open(&path)?, &run)?;
-        check::add_companions(&mut model, &mut run, |path| Ok(gguf::open(path)?))?;
+        let mut model = load(gguf::open(&path)?, &run)?;
+        add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
         command.run = run.clone();
         // What `check` says that llama.cpp would refuse is not launched.
         let mut lints = checkup::check(&model, &machine, &command, checkup::Options::default())?.lints;

@@ -5,51 +5,20 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use super::read;
+use crate::ask::machine::Described;
 use crate::bytes::Bytes;
 use crate::evidence;
-use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Host, HostRates, Machine, Ram, cards};
+use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
 use crate::number::counted;
 use crate::report::page::devices::Devices;
 use crate::runtime::{detect, machine_of, nvml};
-use crate::speed::table;
-use crate::suggest::Refusal;
 
 /// How the machine is described; with nothing said, it is this one.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// Memory of each device, in order: 24G,12G.
-    ///
-    /// A whole number of G or GB means a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact.
-    /// With --machine, these are exact budgets for its first devices, and the others stay unused.
-    #[arg(long, value_name = "SIZE,…", value_delimiter = ',')]
-    pub vram: Vec<DeviceSize>,
-    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` is memory of the host.
-    ///
-    /// Repeatable.
-    #[arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"])]
-    pub device: Vec<String>,
-    /// Cards by name, with their real memory and speed: "RTX 4090".
-    ///
-    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])]
-    pub gpu: Vec<String>,
-    /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
-    #[arg(long, value_name = "SIZE")]
-    pub ram: Option<Ram>,
-    /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
-    #[arg(long, value_name = "GB/S", value_parser = rate, hide_short_help = true)]
-    pub memory_bandwidth: Option<f64>,
-    /// The processor by name: "Ryzen 7950X".
-    #[arg(long, value_name = "NAME", hide_short_help = true)]
-    pub cpu: Option<String>,
-    /// Its physical cores.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
-    pub cores: Option<u32>,
-    /// What the devices of --vram are [default: cuda].
-    #[arg(long, value_enum)]
-    pub backend: Option<Backend>,
+    #[command(flatten)]
+    pub described: Described,
     /// A machine file, as `moeplan devices --json` writes it.
     #[arg(long, value_name = "FILE")]
     pub machine: Option<PathBuf>,
@@ -61,17 +30,18 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        self.describes_devices() || self.describes_host() || self.backend.is_some() || self.margin.is_some()
+        let Described { backend, .. } = self.described;
+        self.describes_devices() || self.described.describes_host() || backend.is_some() || self.margin.is_some()
     }
 
     /// Whether flags say which devices there are; else they are found here.
     pub fn describes_devices(&self) -> bool {
-        !self.vram.is_empty() || !self.gpu.is_empty() || !self.device.is_empty() || self.machine.is_some()
+        self.names_devices() || self.machine.is_some()
     }
 
-    /// Whether flags say something of the host.
-    fn describes_host(&self) -> bool {
-        self.ram.is_some() || self.cpu.is_some() || self.cores.is_some() || self.memory_bandwidth.is_some()
+    fn names_devices(&self) -> bool {
+        let Described { vram, gpu, device, .. } = &self.described;
+        !(vram.is_empty() && gpu.is_empty() && device.is_empty())
     }
 
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
@@ -81,7 +51,7 @@ impl MachineArgs {
 
     /// What to say of main memory that nobody gave: that it is this computer's.
     pub fn assumed(&self, machine: &Machine) -> Option<String> {
-        let ram = machine.host.ram.filter(|_| self.ram.is_none() && self.machine.is_none())?;
+        let ram = machine.host.ram.filter(|_| self.described.ram.is_none() && self.machine.is_none())?;
         Some(format!(
             "note: the host is assumed to be this computer, with its processor and {ram} of main memory; --ram SIZE describes another"
         ))
@@ -94,59 +64,24 @@ impl MachineArgs {
                 let file: Machine = serde_json::from_str(&read(path)?).with_context(|| {
                     format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display())
                 })?;
-                recognised(budgeted(Machine::new(file.devices, file.host)?, &self.vram)?)?
+                recognised(budgeted(Machine::new(file.devices, file.host)?, &self.described.vram)?)?
             }
             None => self.described()?,
         };
-        self.describe(&mut machine.host)?;
+        self.described.describe(&mut machine.host)?;
         Ok(machine)
-    }
-
-    /// Writes what flags say of the host over what is known of it.
-    fn describe(&self, host: &mut Host) -> anyhow::Result<()> {
-        if let Some(name) = &self.cpu {
-            let known = processors::named(name);
-            if known == Processor::default() {
-                let message = format!("`--cpu {name}`: no processor of that name is known");
-                return Err(
-                    Refusal::new(message, "`moeplan devices --known` lists them; --cores N describes another").into()
-                );
-            }
-            let isa = known.isa.unwrap_or_default();
-            (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
-            (host.processor, host.rates) = (Some(name.clone()), None);
-        }
-        if self.cores.is_some() {
-            (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
-        }
-        if let Some(ram) = self.ram {
-            host.ram = Some(ram.bytes);
-        }
-        if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
-            let given = HostRates::of_memory(table::memory(bandwidth));
-            // A calibration keeps what it knows of the threads.
-            host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
-        }
-        Ok(())
     }
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.
     fn described(&self) -> anyhow::Result<Machine> {
+        let Described { ram, cpu, backend, .. } = &self.described;
         // Other cards in this computer, unless its memory or its processor are another's.
-        let is_here = self.ram.is_none() && self.cpu.is_none();
+        let is_here = ram.is_none() && cpu.is_none();
         let host = if self.describes_devices() && is_here { this_host()? } else { Host::default() };
-        if !self.gpu.is_empty() {
-            return recognised(Machine::new(Device::of_cards(&self.gpu, self.backend)?, host)?);
+        if self.names_devices() {
+            return recognised(Machine::new(self.described.devices()?, host)?);
         }
-        if !self.device.is_empty() {
-            let devices = self.device.iter().map(|text| Device::parse(text)).collect::<Result<_, _>>()?;
-            return recognised(Machine::new(devices, host)?);
-        }
-        let backend = self.backend.unwrap_or(Backend::Cuda);
-        if !self.vram.is_empty() {
-            return recognised(Machine::new(Device::of_sizes(backend, &self.vram)?, host)?);
-        }
-        if self.backend == Some(Backend::Cpu) || self.ram.is_some() {
+        if *backend == Some(Backend::Cpu) || ram.is_some() {
             return Ok(Machine::new(Vec::new(), host)?);
         }
         let mut here = found()?.machine;
@@ -156,12 +91,6 @@ impl MachineArgs {
         }
         Ok(here)
     }
-}
-
-/// GB/s as they are typed.
-fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-    rate.ok_or_else(|| "write GB/s, for example 96".to_string())
 }
 
 /// The host of this computer; nothing is known of it where `MOEPLAN_HOST=unknown` says so, for answers that must not depend on where they
@@ -251,7 +180,7 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Calibration, Isa};
+    use crate::machine::{Calibration, HostRates, Isa};
 
     fn machine(devices: &[&str]) -> Machine {
         let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
@@ -301,7 +230,7 @@ mod tests {
         let host = |cpu: Option<&str>, cores, ram: &str| {
             let (cpu, ram) = (cpu.map(str::to_string), Some(ram.parse().unwrap()));
             let vram = vec!["24G".parse().unwrap()];
-            MachineArgs { vram, ram, cpu, cores, ..MachineArgs::default() }.machine().map(|machine| machine.host)
+            Described { vram, ram, cpu, cores, ..Described::default() }.machine().map(|machine| machine.host)
         };
         let named = host(Some("Ryzen 7950X"), None, "64G").unwrap();
         assert_eq!((named.cores, named.threads, named.isa), (Some(16), Some(32), Isa::X86Avx512));
@@ -312,7 +241,7 @@ mod tests {
         assert!((rates(&faster).memory - 96.0 * 0.6).abs() < 1e-9);
         assert_eq!(rates(&faster).basis, "as given, else table: Ryzen 7950X");
         let mut calibrated = Host { rates: Some(HostRates { by_thread: 7.0, ..rates(&named) }), ..Host::default() };
-        let args = MachineArgs { memory_bandwidth: Some(100.0), ..MachineArgs::default() };
+        let args = Described { memory_bandwidth: Some(100.0), ..Described::default() };
         args.describe(&mut calibrated).unwrap();
         assert_eq!((rates(&calibrated).memory, rates(&calibrated).by_thread), (60.0, 7.0));
         assert!(host(Some("Ryzen 99"), None, "64G").unwrap_err().to_string().contains("Ryzen 99"));
@@ -325,7 +254,10 @@ mod tests {
         assert!(MachineArgs::default().assumed(&of(ram)).is_some_and(|note| note.contains("64.00 MiB")));
         assert_eq!(MachineArgs::default().assumed(&of(None)), None);
         for args in [
-            MachineArgs { ram: ram.map(Ram::from), ..MachineArgs::default() },
+            MachineArgs {
+                described: Described { ram: ram.map(Bytes::into), ..Described::default() },
+                ..MachineArgs::default()
+            },
             MachineArgs { machine: Some("h100.json".into()), ..MachineArgs::default() },
         ] {
             assert_eq!(args.assumed(&of(ram)), None);

@@ -35,10 +35,12 @@ use anstyle::AnsiColor;
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::ask;
 use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
 use crate::report::{html, markdown, text};
+use crate::runtime;
 use crate::suggest::{Hint, Refusal};
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
@@ -317,26 +319,10 @@ pub fn print_usage(error: &clap::Error) {
 
 /// What to try after an error: what the first of its causes knows that knows anything.
 fn hint(error: &anyhow::Error) -> Option<String> {
-    macro_rules! first_of {
-        ($cause:ident: $($kind:ty),* $(,)?) => {
-            None$(.or_else(|| $cause.downcast_ref::<$kind>()?.hint()))*
-        };
-    }
-    error.chain().find_map(|cause| {
-        let hint: Option<Cow<'_, str>> = first_of!(cause:
-            Refusal,
-            files::Error,
-            crate::gguf::Error,
-            crate::gguf::source::Error,
-            crate::memory::Error,
-            crate::placement::Error,
-            crate::plan::Error,
-            crate::run::Error,
-            crate::runtime::Error,
-            crate::synth::output::Error,
-        );
-        hint.map(Cow::into_owned)
-    })
+    let of_runtime = |cause: &'_ (dyn std::error::Error + 'static)| {
+        Some(cause.downcast_ref::<runtime::Error>()?.hint()?.into_owned())
+    };
+    error.chain().find_map(|cause| ask::hint(cause).map(Cow::into_owned).or_else(|| of_runtime(cause)))
 }
 
 #[cfg(test)]

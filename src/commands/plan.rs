@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::ask;
+use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
 use crate::cli::Format;
 use crate::cli::help::OWN;
@@ -12,8 +14,8 @@ use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
-use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, SweepDocument, Variable};
-use crate::plan::{self, Plan, Request};
+use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
+use crate::plan::{self, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
 use crate::run::{Dialect, RunConfig};
@@ -72,7 +74,7 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
     let machine = args.options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
         let mut request = args.options.request(&model, &machine, &args.words)?;
-        check::add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
+        add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         if request.run.mmproj_auto && !request.run.has_projector() {
             add_projector_of_hub(source, &mut model, &mut request.run, output);
         }
@@ -115,7 +117,7 @@ fn add_projector_of_hub(source: &Path, model: &mut Model, run: &mut RunConfig, o
 fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, mut machine, request } = asked;
     if machine.devices.is_empty() && args.sweep.iter().any(|sweep| sweep.variable == Variable::Vram) {
-        let backend = args.options.machine.backend.unwrap_or(Backend::Cuda);
+        let backend = args.options.machine.described.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
@@ -129,18 +131,6 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     document.model.what_if = what_if;
     output.show(&document)?;
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
-}
-
-/// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
-fn near(model: &Model, plan: &Plan, args: &PlanArgs) -> Option<SweepDocument> {
-    let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
-    let (budgets, contexts) = plan::sweep::near(budget, n_ctx, model.hparams.context_length);
-    let request = args.options.request(model, &plan.machine, &args.words).ok()?;
-    let axes = (Some(budgets.as_slice()), Some(contexts.as_slice()));
-    let mut document = plan::sweep::sweep(model, &plan.model.path, &plan.machine, &request, axes).ok()?;
-    document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);
-    document.model.what_if.clone_from(&plan.model.what_if);
-    Some(document)
 }
 
 /// A table of plans of several files, or of what several recipes would make.
@@ -174,8 +164,8 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
         }
         Format::Markdown => ("--format markdown", twice("--format markdown")),
         Format::Html => ("--format html", twice("--format html")),
-        Format::Text if args.options.explain => ("--explain", twice("--explain")),
-        Format::Text if args.options.tensors => ("--tensors", twice("--tensors")),
+        Format::Text if args.options.planning.explain => ("--explain", twice("--explain")),
+        Format::Text if args.options.planning.tensors => ("--tensors", twice("--tensors")),
         Format::Text => return Ok(()),
     };
     Err(Refusal::new(format!("{emit} prints only the command, so it cannot be combined with {beside}"), hint))
@@ -205,7 +195,8 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     }));
     match (args.emit, output.format()) {
         (Some(form), _) => {
-            let wish = emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.turn() };
+            let wish =
+                emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.planning.turn() };
             let emitted = emit::render(&model, &plan, wish)?;
             output.answer(&emitted.text)?;
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
@@ -218,7 +209,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             }
         }
         (None, Format::Html) => {
-            let near = near(&model, &plan, args).map(|near| near.pages()).unwrap_or_default();
+            let near = ask::near(&model, &plan, &request).map(|near| near.pages()).unwrap_or_default();
             output.pages(&plan.pages().into_iter().chain(near).collect::<Vec<_>>().into())?;
         }
         (None, _) => output.show(&plan)?,

@@ -1,21 +1,18 @@
 //! What is asked of the planner, as it is typed: the machine, llama.cpp's own flags that the plan keeps, and the planner's.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 
 use super::machine::MachineArgs;
 use super::rules;
+use crate::ask::options::{Planning, Setting, is_auto, kept};
 use crate::bytes::Bytes;
-use crate::cli::refusal::of_llama_cpp;
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::number::tokens;
-use crate::plan::{ContextChoice, Levers, Objective, Request, Strategy, Turn};
-use crate::run::flags::{self, Effect, Flag, InPlan};
-use crate::run::groups;
-use crate::run::{LEFT_OUT, RunConfig, Target, build, spelling};
+use crate::plan::{Objective, Request, Strategy, Turn};
+use crate::run::build;
+use crate::run::flags::{self, Flag, InPlan};
 use crate::suggest::Refusal;
 
 const PLAN: &str = "Plan";
@@ -27,41 +24,11 @@ pub struct PlanOptions {
     pub machine: MachineArgs,
     #[command(flatten)]
     pub launch: LaunchOptions,
-    /// Context length in tokens, or `max` for the largest that fits.
-    ///
-    /// `32k` is 32768. Without it: room for the turn, at least 8192.
-    #[arg(short = 'c', long, value_name = "N|max", value_parser = context_choice)]
-    pub ctx_size: Option<ContextChoice>,
     /// A placement rule set by name, or a YAML file.
     #[arg(help_heading = PLAN, long, value_name = "NAME|FILE")]
     pub rules: Option<String>,
-    /// What may be done with the routed experts [default: auto].
-    #[arg(help_heading = PLAN, long, value_enum, value_name = "STRATEGY")]
-    pub strategy: Option<Strategy>,
-    /// What to optimise the launch for.
-    #[arg(help_heading = PLAN, long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE")]
-    pub objective: Objective,
-    /// Allow a q8_0 cache if it is faster or makes the launch fit.
-    #[arg(help_heading = PLAN, long)]
-    pub allow_quantized_cache: bool,
-    /// The build of llama.cpp that the command is for: 11434, b11549 …
-    #[arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number, default_value_t = build::REFERENCE)]
-    pub build: u32,
-    /// Show what takes the memory, and what every other choice would give.
-    #[arg(help_heading = PLAN, long)]
-    pub explain: bool,
-    /// List every tensor: type, bytes, buffer, rule.
-    #[arg(help_heading = PLAN, long)]
-    pub tensors: bool,
-    /// Tokens of the prompt of the turn to plan for.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens)]
-    pub prompt: u32,
-    /// Tokens generated in that turn.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens)]
-    pub generate: u32,
-    /// Tokens already in the context.
-    #[arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
-    pub depth: u32,
+    #[command(flatten)]
+    pub planning: Planning,
 }
 
 const LAUNCH: &str = "llama.cpp's own, kept as given";
@@ -72,14 +39,6 @@ const EMBEDDINGS: &str = "--embedding";
 #[derive(Debug, Default)]
 pub struct LaunchOptions {
     given: Vec<Setting>,
-}
-
-/// A flag of llama.cpp's with its value, as words.
-type Setting = (&'static Flag, Vec<String>);
-
-/// Whether a setting leaves the choice to the planner.
-fn is_auto((_, words): &Setting) -> bool {
-    words.get(1).is_some_and(|value| value == "auto")
 }
 
 /// The rows that are options, with the name of the value and the help.
@@ -159,101 +118,19 @@ impl LaunchOptions {
     }
 }
 
-/// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps.
-fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
-    let mut settings = Vec::new();
-    for group in groups(words) {
-        let Some(typed) = group.first() else { continue };
-        let hint = match spelling(typed) {
-            None if typed.starts_with('-') => {
-                "only llama.cpp's own flags go there: `llama-server --help` lists them".into()
-            }
-            None => "only flags of llama-server go there, without the program".into(),
-            Some((flag, _)) => match (flag.effect, flag.in_plan) {
-                (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
-                (Effect::None, _) | (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
-                _ => {
-                    settings.push((flag, group.to_vec()));
-                    continue;
-                }
-            },
-        };
-        return Err(Refusal::new(format!("`moeplan plan` does not take `{typed}` after `--`"), hint));
-    }
-    Ok(settings)
-}
-
-fn context_choice(text: &str) -> Result<ContextChoice, String> {
-    match tokens(text) {
-        _ if text == "max" => Ok(ContextChoice::Max),
-        Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
-        Ok(n) => Ok(ContextChoice::Fixed(n)),
-    }
-}
-
 impl PlanOptions {
     /// `words` are llama.cpp's own after `--`, which win over options.
     pub fn request(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
+        let mut planning = self.planning.clone();
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;
+            // The rule set that leaves everything on the devices means that nothing else is moved either.
+            if name == "all-on-device" {
+                planning.strategy.get_or_insert(Strategy::Rules);
+            }
         }
         let settings: Vec<Setting> = self.launch.given.iter().cloned().chain(kept(words)?).collect();
-        let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
-        let target = Target { build: self.build, ..Target::default() };
-        if let Some((flag, _)) =
-            settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
-        {
-            let since = flag.since;
-            anyhow::bail!("{} has no {}; plans can use it with --build {since} or newer", target.name(), flag.name());
-        }
-        let mut line = vec!["llama-server".to_string()];
-        line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
-        let parsed = crate::run::parse::command_for(&line, &BTreeMap::new(), target)?;
-        // What a command line of a person's is only told of, a plan must not contain.
-        if let Some(note) = parsed.notes.first() {
-            let message = note.message.strip_suffix(LEFT_OUT).unwrap_or(&note.message);
-            return Err(Refusal::new(message, note.hint.clone().unwrap_or_default()).into());
-        }
-        let mut run = parsed.run;
-        let is_free = |name: &str| said(name).is_none_or(is_auto);
-        if is_free("--batch-size") {
-            run.n_batch = run.n_batch.max(run.n_ubatch);
-        }
-        // A longest context is what that objective asks for.
-        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
-        let mut context = self.ctx_size.unwrap_or(longest);
-        // The rule set that leaves everything on the devices means that nothing else is moved either.
-        let by_rules = if self.rules.as_deref() == Some("all-on-device") { Strategy::Rules } else { Strategy::Auto };
-        if said("--ctx-size").is_some() {
-            // `-c 0` is the model's own context; a plan writes the number.
-            let n_ctx = if run.n_ctx == 0 { model.hparams.context_length } else { run.n_ctx };
-            context = ContextChoice::Fixed(n_ctx);
-            run.fit_ctx = RunConfig::default().fit_ctx;
-        }
-        let types = ["--cache-type-k", "--cache-type-v"];
-        let asks_for_types = types.iter().any(|name| said(name).is_some_and(is_auto)) || self.allow_quantized_cache;
-        let levers = Levers {
-            ubatch: is_free("--ubatch-size"),
-            batch: is_free("--batch-size"),
-            load_mode: is_free("--load-mode"),
-            cache_types: asks_for_types && types.iter().all(|name| is_free(name)),
-            threads: is_free("--threads"),
-            op_offload: run.op_offload,
-            cache_ram: is_free("--cache-ram"),
-            expert_cache: said("--moe-cache-mib").is_some_and(is_auto),
-        };
-        let request = Request {
-            levers,
-            run,
-            beside: parsed.beside,
-            context,
-            turn: self.turn(),
-            margin: self.machine.margin(machine),
-            strategy: self.strategy.unwrap_or(by_rules),
-            objective: self.objective,
-            tensors: self.tensors,
-            explain: self.explain,
-        };
+        let request = Request { margin: self.machine.margin(machine), ..planning.request(model, machine, &settings)? };
         match &self.rules {
             Some(name) => Ok(rules::apply(&rules::open(name)?, model, machine, request)?.0),
             None => Ok(request),
@@ -268,14 +145,10 @@ impl PlanOptions {
         Ok(machine)
     }
 
-    pub fn turn(&self) -> Turn {
-        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
-    }
-
     /// Refuses a strategy beside rules: both say what is done with the experts, and the rules would be carried out for a launch
     /// that was chosen for the strategy.
     pub fn leave_experts_to(&self, rules: &str) -> Result<(), Refusal> {
-        let other = self.strategy.filter(|strategy| !matches!(strategy, Strategy::Auto | Strategy::Rules));
+        let other = self.planning.strategy.filter(|strategy| !matches!(strategy, Strategy::Auto | Strategy::Rules));
         let Some(name) = other.and_then(|strategy| strategy.to_possible_value()) else { return Ok(()) };
         Err(Refusal::new(
             format!("--strategy {} and the rules `{rules}` both say where the routed experts go", name.get_name()),
@@ -304,7 +177,7 @@ impl PlanOptions {
 
     /// Refuses flags of the machine, the context, the turn and the planner, and those of llama.cpp's that count.
     fn refuse_typed(&self, counts: impl Fn(&str) -> bool, why: &str, hint: &str) -> Result<(), Refusal> {
-        let (machine, turn) = (&self.machine, Turn::default());
+        let (planning, turn, machine) = (&self.planning, Turn::default(), &self.machine.described);
         let of_planning = [
             ("--vram", !machine.vram.is_empty()),
             ("--device", !machine.device.is_empty()),
@@ -314,16 +187,16 @@ impl PlanOptions {
             ("--cpu", machine.cpu.is_some()),
             ("--cores", machine.cores.is_some()),
             ("--backend", machine.backend.is_some()),
-            ("--machine", machine.machine.is_some()),
-            ("-c", self.ctx_size.is_some()),
+            ("--machine", self.machine.machine.is_some()),
+            ("-c", planning.ctx_size.is_some()),
             ("--rules", self.rules.is_some()),
-            ("--strategy", self.strategy.is_some()),
-            ("--objective", self.objective != Objective::Turn),
-            ("--allow-quantized-cache", self.allow_quantized_cache),
-            ("--build", self.build != build::REFERENCE),
-            ("--prompt", self.prompt != turn.prompt),
-            ("--generate", self.generate != turn.generate),
-            ("--depth", self.depth != turn.depth),
+            ("--strategy", planning.strategy.is_some()),
+            ("--objective", planning.objective != Objective::Turn),
+            ("--allow-quantized-cache", planning.allow_quantized_cache),
+            ("--build", planning.build != build::REFERENCE),
+            ("--prompt", planning.prompt != turn.prompt),
+            ("--generate", planning.generate != turn.generate),
+            ("--depth", planning.depth != turn.depth),
         ];
         let of_planning = of_planning.into_iter().filter(|(_, is_typed)| *is_typed).map(|(flag, _)| flag);
         let typed: Vec<&str> = of_planning.chain(self.launch.flags().filter(|flag| counts(flag))).collect();
@@ -379,15 +252,6 @@ mod tests {
         ] {
             let refusal = of(line).unwrap_err();
             assert!(refusal.hint.contains(hint), "{line}: {refusal:?}");
-        }
-    }
-
-    #[test]
-    fn contexts_are_numbers_with_or_without_a_unit() {
-        let fixed = |text| context_choice(text).ok();
-        assert_eq!(["8k", "8192"].map(fixed), [Some(ContextChoice::Fixed(8192)); 2]);
-        for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
-            assert!(context_choice(bad).is_err(), "{bad}");
         }
     }
 

@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use super::{Outcome, Output};
 use crate::cli::Format;
 use crate::report::page::compare;
-use crate::report::read::{self, Source};
+use crate::report::page::compare::Source;
+use crate::report::read;
 use crate::report::{html, markdown};
 use crate::suggest::Refusal;
 

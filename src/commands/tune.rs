@@ -72,7 +72,7 @@ const NOTHING: &str = "nothing could be measured";
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     // The neighbours are the plan's explained alternatives.
-    args.options.explain = true;
+    args.options.planning.explain = true;
     anyhow::ensure!(
         !args.options.launch.embeddings(),
         "--embeddings: `tune` times a turn, and an embedding server has none"

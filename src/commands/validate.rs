@@ -65,7 +65,7 @@ struct Shared<'a> {
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut suite = load(&args.suite)?;
     args.ask.apply(&mut suite);
-    args.options.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
+    args.options.planning.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
     let store = results(&args.results, output)?;
     let _measuring = measuring::begin("validate", output)?;

@@ -61,6 +61,50 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
     })
 }
 
+/// The start of a file, read by someone else.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    /// The file's path, or its name: of a shard, the name says which it is.
+    pub path: &'a str,
+    /// The file's length; `None` where it is not known, and then it is what the tensors need.
+    pub file_bytes: Option<u64>,
+    /// Its first bytes, or all of them.
+    pub bytes: &'a [u8],
+}
+
+/// The length of a file where nobody says it. No file is longer, and no sum of its offsets passes 64 bits.
+const UNKNOWN: u64 = 1 << 62;
+
+impl Start<'_> {
+    /// The header of the file, its tensors as shard 0. With too few bytes the fault is [`Fault::Ends`].
+    fn read(&self) -> Result<Shard, Error> {
+        let header = Header::read(self.bytes, self.file_bytes.unwrap_or(UNKNOWN));
+        let header = header.map_err(|fault| fault.in_file(self.path))?;
+        let needed = || header.tensors.last().map_or(0, |last| last.offset.saturating_add(last.bytes.0));
+        let bytes = Bytes(self.file_bytes.unwrap_or_else(|| header.data_offset.saturating_add(needed())));
+        let file = ModelFile { path: self.path.into(), bytes, data_offset: header.data_offset };
+        Ok((header, file))
+    }
+}
+
+/// The model of files whose first bytes are in memory: the first of `files`, and if it is a shard, the others.
+///
+/// With too few bytes of a file the error's fault is [`Fault::Ends`], and its path says which: come back with more.
+pub fn of_bytes(files: &[Start<'_>]) -> Result<Gguf, Error> {
+    let name = |path: &str| path.rsplit(['/', '\\']).next().unwrap_or(path).to_string();
+    let Some(first) = files.first() else {
+        return Err(At::new(None, Fault::NoModel, "no file is given").in_file(""));
+    };
+    open_split(first.read()?, &name(first.path), |split, prefix, others| {
+        let shard = |number: u64| {
+            let wanted = split.name(prefix, number);
+            let file = files.iter().find(|file| name(file.path) == wanted);
+            file.ok_or_else(|| shards::missing(number, split.count).in_file(wanted.as_str()))?.read()
+        };
+        others.into_iter().map(shard).collect()
+    })
+}
+
 /// The model of a file that is called `name`; if it is a shard, with the others, which `open` reads, given the part of their names
 /// before the number, and their numbers.
 fn open_split<E: From<Error>>(

@@ -4,6 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use serde::Deserialize;
+
 use super::explain::quantized;
 use super::search::{End, Stage, WORTH};
 use super::solver::{Candidate, Levers, Problem, Strategy};
@@ -13,6 +15,7 @@ use crate::bytes::Bytes;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::{Error, HOST, HostNeeds, Launch, expert_cache};
+use crate::number::tokens;
 use crate::placement;
 use crate::rules::Role;
 use crate::run::{LoadMode, RunConfig, on_host};
@@ -365,13 +368,34 @@ fn part(room: i128, share: f64) -> i128 {
 }
 
 /// How `-c` is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub enum ContextChoice {
     /// Room for the turn, at least 8192 tokens, at most the model's own length.
     Turn,
     /// The largest that fits with every movable expert on the host.
     Max,
     Fixed(u32),
+}
+
+impl std::str::FromStr for ContextChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match tokens(text) {
+            _ if text == "max" => Ok(Self::Max),
+            Ok(0) | Err(_) => Err("write a number of tokens (8192 or 8k), or `max`".to_string()),
+            Ok(n) => Ok(Self::Fixed(n)),
+        }
+    }
+}
+
+impl TryFrom<String> for ContextChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
 }
 
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.

@@ -30,7 +30,7 @@ use crate::run::command::{server_command, shell};
 use crate::run::{self, LoadMode, ModelSource, Program, RunConfig};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
-use crate::suggest::Hint;
+use crate::suggest::{Hint, Refusal};
 pub use choose::ContextChoice;
 use explain::{FitChoice, Subject, Why};
 use solver::{Candidate, Computes, Problem};
@@ -149,6 +149,8 @@ pub enum Error {
     Path,
     #[error(transparent)]
     Run(#[from] run::Error),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     #[error("internal error: the arguments of this plan would place `{tensor}` elsewhere; please report this model")]
     Replay { tensor: String },
 }
@@ -158,6 +160,7 @@ impl Hint for Error {
         match self {
             Self::Forecast(error) => error.hint(),
             Self::Run(error) => error.hint(),
+            Self::Refused(refusal) => refusal.hint(),
             _ => None,
         }
     }

@@ -4,7 +4,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::page::Document;
-use super::page::checks::Checks;
+use super::page::compare::Source;
+use crate::ask::check::Checks;
 use crate::inspection::{Inspection, Several};
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
@@ -13,11 +14,6 @@ use crate::speed::samples::BenchRow;
 use crate::suggest::Refusal;
 use crate::suite::document::{Bench, Validation};
 use crate::tune::document::Document as Tuning;
-
-pub struct Source {
-    pub name: String,
-    pub document: Box<dyn Document>,
-}
 
 const KNOWN: &str = "a report shows what inspect, check, plan, run, verify, tune, bench and validate write with --json, and \
                      llama-bench's rows (-o json or -o jsonl)";

@@ -1,6 +1,8 @@
 //! One table, aligned for a terminal or as Markdown, with bars for shares; every cell's text is escaped here.
 
+#[cfg(feature = "cli")]
 use comfy_table::{CellAlignment, ContentArrangement, presets};
+#[cfg(feature = "cli")]
 use console::measure_text_width;
 
 use crate::escape;
@@ -65,6 +67,7 @@ impl Table {
     }
 
     /// For a terminal of so many columns: aligned, two spaces between columns, no trailing spaces. Bars take the room that is left.
+    #[cfg(feature = "cli")]
     pub fn text(&self, width: usize) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -89,6 +92,7 @@ impl Table {
     }
 
     /// The same without its last columns, as many as make it wider than `width`.
+    #[cfg(feature = "cli")]
     pub fn fitted(&self, width: usize) -> String {
         let mut table = self.clone();
         loop {

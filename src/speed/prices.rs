@@ -147,7 +147,8 @@ pub(super) const AT_ONCE: [Cost; 2] = [Cost::Weights, Cost::ByThread];
 
 /// The time of two that go on at once: nearly the longer one where they differ, less than their sum where they do not.
 pub(super) fn at_once(a: f64, b: f64) -> f64 {
-    a.hypot(b)
+    // Not `hypot`, which systems round differently: an answer is the same everywhere.
+    (a * a + b * b).sqrt()
 }
 
 /// Terms below this share of a phase are summed.

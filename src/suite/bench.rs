@@ -11,11 +11,11 @@ use super::document::{
 use super::protocol::Suite;
 use super::quality;
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
 use crate::memory::HOST;
 use crate::runtime::sandbox::{self, Outcome};
 use crate::runtime::{Error, Kind};
 use crate::stats;
+use crate::stats::Spread;
 
 impl Bench {
     pub fn new(suite: &Suite, environment: Environment, model: Option<ModelFacts>, weights: Weights) -> Self {

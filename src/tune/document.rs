@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::race::{End, Entrant, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
+use crate::stats::Spread;
 
 /// Which of the launches that took part is fastest.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -5,6 +5,8 @@ use crate::support::examples;
 use std::path::Path;
 use std::process::Command;
 
+use moeplan::gguf::{self, Fault, Start};
+
 /// What an example prints.
 fn output(name: &str, words: &[&str]) -> String {
     let program = examples::example(name, &format!("examples/{name}.rs"));
@@ -55,6 +57,27 @@ fn examples_refuse_with_a_reason() {
     let output = Command::new(program).args(["no such file", "24G"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && text.contains("no such file"), "{text}");
+}
+
+#[test]
+fn headers_in_memory_are_those_of_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/headers");
+    let shards = [1, 2].map(|number| {
+        let path = folder.join(format!("split-0000{number}-of-00002.gguf"));
+        (path.to_str().unwrap().to_string(), std::fs::read(&path).unwrap())
+    });
+    let start = |at: usize, length: usize| {
+        let (path, bytes) = &shards[at];
+        Start { path, file_bytes: Some(bytes.len() as u64), bytes: &bytes[..length.min(bytes.len())] }
+    };
+    let whole = gguf::of_bytes(&[start(1, usize::MAX), start(0, usize::MAX)]).unwrap();
+    let opened = gguf::open(shards[0].0.as_ref()).unwrap();
+    assert_eq!((&whole.files, whole.header.tensors.len()), (&opened.files, opened.header.tensors.len()));
+    let fault = |files: &[Start<'_>]| gguf::of_bytes(files).map(|_| ()).unwrap_err();
+    let ends = fault(&[start(0, usize::MAX), start(1, 100)]);
+    assert_eq!((ends.at.what, ends.path.to_str()), (Fault::Ends, Some(shards[1].0.as_str())));
+    assert_eq!(fault(&[start(0, usize::MAX)]).at.what, Fault::MissingShard);
+    assert_eq!(fault(&[]).at.what, Fault::NoModel);
 }
 
 /// The packages that a build of the library alone takes.

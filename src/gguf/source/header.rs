@@ -2,15 +2,11 @@
 
 use std::io::Read;
 
-use super::super::{Fault, Header, ModelFile, TensorInfo};
+use super::super::{Fault, Header, ModelFile, Start, TensorInfo, UNKNOWN};
 use super::cache::Entry;
 use super::client::{Answer, Client, Event, header, refuse_encoding};
 use super::error::{Error, Failure};
 use super::url::Url;
-use crate::bytes::Bytes;
-
-/// The length of a file whose server does not say it. No file is longer, and no sum of its offsets passes 64 bits.
-const UNKNOWN: u64 = 1 << 62;
 
 /// The start of a file, as far as it came.
 #[derive(Default)]
@@ -215,11 +211,7 @@ fn content_range(answer: &Answer, first: u64, last: u64) -> Result<(u64, Option<
 
 /// The header of a file's first bytes; without a length from the server, the length is what the tensors need.
 fn parse(url: &Url, bytes: &[u8], file_bytes: Option<u64>) -> Result<(Header, ModelFile), Error> {
-    let header = Header::read(bytes, file_bytes.unwrap_or(UNKNOWN)).map_err(|fault| fault.in_file(url.as_str()))?;
-    let needed = || header.tensors.last().map_or(0, |last| last.offset.saturating_add(last.bytes.0));
-    let file_bytes = file_bytes.unwrap_or_else(|| header.data_offset.saturating_add(needed()));
-    let file = ModelFile { path: url.as_str().into(), bytes: Bytes(file_bytes), data_offset: header.data_offset };
-    Ok((header, file))
+    Ok(Start { path: url.as_str(), file_bytes, bytes }.read()?)
 }
 
 /// A header that was read, and where its last part starts: the vocabulary between its first and last part is not moved again.
@@ -227,7 +219,7 @@ fn parse(url: &Url, bytes: &[u8], file_bytes: Option<u64>) -> Result<(Header, Mo
 /// The quantisations of a repository have the same vocabulary at nearly the same place, which is most of a header, and of which
 /// only lengths matter here. What is taken for it must fit between two parts of the file's own bytes, both of which continue
 /// the known header's bytes exactly, and the whole must be a good header; else it is read as usual.
-pub(super) struct Known {
+pub struct Known {
     bytes: Vec<u8>,
     /// Before the tensors and so many bytes of keys before them.
     tail: usize,
@@ -261,14 +253,14 @@ impl Known {
     }
 
     /// The range of the other file that has to be read, with so many bytes to spare, once its `start` is there.
-    fn wanted(&self, start: &[u8], spare: usize) -> Option<(usize, usize)> {
+    pub fn wanted(&self, start: &[u8], spare: usize) -> Option<(usize, usize)> {
         let moved = self.tail.checked_sub(self.continues(start)?)?;
         let from = start.len().checked_add(moved)?;
         Some((from, from.checked_add(self.bytes.len().checked_sub(self.tail)?)?.checked_add(spare)?))
     }
 
     /// The other header's bytes, of its `start` and its `end`.
-    fn joined(&self, start: &[u8], end: &[u8]) -> Option<Vec<u8>> {
+    pub fn joined(&self, start: &[u8], end: &[u8]) -> Option<Vec<u8>> {
         let between = self.bytes.get(self.continues(start)?..self.tail)?;
         let agrees = end.get(..SEAM)? == self.bytes.get(self.tail..)?.get(..SEAM)?;
         agrees.then(|| [start, between, end].concat())

@@ -149,6 +149,17 @@ impl<T> Shards<T> {
     }
 }
 
+/// The files of a page of the hub's list, as JSON; those whose paths lead elsewhere are left out.
+pub fn listed_files(page: &[u8]) -> Result<Vec<HubFile>, Failure> {
+    let items: Vec<Item> = serde_json::from_slice(page).map_err(|error| Failure::Listing(error.to_string()))?;
+    let file = |item: Item| {
+        let (oid, size) = item.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
+        HubFile { path: item.path, bytes: Bytes(size.unwrap_or(item.size)), oid: oid.or(item.oid) }
+    };
+    let files = items.into_iter().filter(|item| item.r#type == "file").map(file);
+    Ok(files.filter(|file| is_safe_path(&file.path)).collect())
+}
+
 /// The models in a repository's list of files, in its order; those without all their shards are left out.
 pub fn quants(repo: &str, files: Vec<HubFile>) -> Result<Vec<Quant>, Refusal> {
     let mut quants = Vec::new();
@@ -267,17 +278,12 @@ impl Client {
         } else {
             self.listing(url)?
         };
-        let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| Failure::Listing(error.to_string()))?;
+        let files = listed_files(&bytes)?;
         if let (Some(cache), false) = (&self.cache, self.offline) {
             let next = next.as_ref().map(ToString::to_string);
             let _ = cache.store(&Entry { url: url.to_string(), etag: next, oid: None, file_bytes: None, bytes });
         }
-        let file = |item: Item| {
-            let (oid, size) = item.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
-            HubFile { path: item.path, bytes: Bytes(size.unwrap_or(item.size)), oid: oid.or(item.oid) }
-        };
-        let files = items.into_iter().filter(|item| item.r#type == "file").map(file);
-        Ok((files.filter(|file| is_safe_path(&file.path)).collect(), next))
+        Ok((files, next))
     }
 
     /// Where a file of a repository is.

@@ -6,7 +6,8 @@ pub mod cache;
 pub mod client;
 #[doc(hidden)]
 pub mod error;
-mod header;
+#[doc(hidden)]
+pub mod header;
 #[doc(hidden)]
 pub mod hub;
 #[doc(hidden)]

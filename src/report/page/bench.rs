@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::compare::Summary;
-use super::memory::{self, Side, errors, size};
+use super::measurement::errors;
+use super::memory::{self, Side, size};
 use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Document, Item, KeyFigure, Page, Verdict, dotted, named};

@@ -1,48 +1,14 @@
 //! The checks of several commands: a table, and what is the matter with each.
 
-use std::borrow::Cow;
-
-use serde::{Deserialize, Serialize};
-
 use super::compare::Summary;
 use super::plan::{name, verdict};
 use super::{Block, Document, Page};
+use crate::ask::check::{CheckRow, Checks};
 use crate::checkup::Severity;
 use crate::number::thousands;
-use crate::plan::Checked;
 use crate::report::table::Table;
 
-/// `moeplan/checks/1`: every command of a file.
-#[derive(Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Checks {
-    pub schema: Cow<'static, str>,
-    pub checks: Vec<CheckRow>,
-}
-
-/// A command's check, or why there is none.
-#[derive(Debug, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(untagged)]
-pub enum CheckRow {
-    Checked(Box<Checked>),
-    Failed {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        name: Option<String>,
-        /// Quoted for a shell; untrusted text.
-        command: String,
-        error: String,
-    },
-}
-
 impl CheckRow {
-    pub fn checked(&self) -> Option<&Checked> {
-        match self {
-            Self::Checked(checked) => Some(checked),
-            Self::Failed { .. } => None,
-        }
-    }
-
     fn name(&self) -> &str {
         match self {
             Self::Checked(checked) => checked.name.as_deref().unwrap_or_else(|| name(&checked.model)),

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 
 use super::memory::{self, Memory, Side, size};
 use super::speed::{Entry, Unit::Rate, chart};
-use super::{Block, Page, Report, file_name};
+use super::{Block, Document, Page, Report, file_name};
 use crate::bytes::Bytes;
-use crate::measurement::Spread;
 use crate::memory::HOST;
 use crate::number::seconds;
 use crate::report::chart::Fill;
-use crate::report::read::Source;
 use crate::report::table::{Table, row};
 use crate::speed::{Phase, Speed};
+use crate::stats::Spread;
+
+/// A document, and the file that it was read from.
+pub struct Source {
+    pub name: String,
+    pub document: Box<dyn Document>,
+}
 
 #[derive(Default)]
 pub struct Summary {

@@ -1,14 +1,10 @@
 //! A machine: its devices, its host, what was measured of them, and how well calibrated speeds meet their measurements.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use super::{Block, Document, Page};
 use crate::bytes::Bytes;
 use crate::evidence;
-use crate::machine::cards::{self, CARDS};
-use crate::machine::processors::{self, Processor};
 use crate::machine::{Device, Machine};
 use crate::memory::overhead::overhead;
 use crate::number::{fixed, signed};
@@ -133,86 +129,6 @@ impl Devices {
         let kept = evidence::store::path().filter(|_| is_measured);
         notes.extend(kept.map(|path| format!("Measurements are kept in {}.", path.display())));
         notes
-    }
-}
-
-/// `moeplan/known/1`: cards and processors that can be given by name.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Known {
-    pub schema: &'static str,
-    pub cards: Vec<KnownCard>,
-    pub processors: Vec<KnownProcessor>,
-}
-
-/// A card for `--gpu`.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct KnownCard {
-    pub name: String,
-    /// GB that it is sold with, where its real memory is known.
-    pub sold: Vec<u32>,
-    /// GB/s by the data sheet; `None` = no figures of speed.
-    pub bandwidth: Option<f64>,
-}
-
-/// A processor for `--cpu`; `#` in a name is a digit, `*` any rest.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct KnownProcessor {
-    pub name: String,
-    pub cores: Option<u32>,
-    /// GB/s of main memory by the data sheet.
-    pub memory: Option<f64>,
-}
-
-impl Known {
-    /// What is known by names that hold `word`.
-    pub fn of(word: &str) -> Self {
-        let word = word.to_ascii_lowercase();
-        let card = |card: &cards::Card| {
-            let sold = card.sold.iter().map(|sold| sold.gb).collect::<BTreeSet<_>>().into_iter().collect();
-            KnownCard {
-                name: card.words.to_uppercase(),
-                sold,
-                bandwidth: card.figures.map(|figures| figures.bandwidth),
-            }
-        };
-        let processor = |(words, known): (&str, Processor)| KnownProcessor {
-            name: words.to_string(),
-            cores: known.cores,
-            memory: known.memory.or(processors::named(words).memory),
-        };
-        Self {
-            schema: "moeplan/known/1",
-            cards: CARDS.iter().filter(|card| card.words.contains(&word)).map(card).collect(),
-            processors: processors::known().filter(|(words, _)| words.contains(&word)).map(processor).collect(),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.cards.is_empty() && self.processors.is_empty()
-    }
-}
-
-impl Document for Known {
-    fn pages(&self) -> Vec<Page> {
-        let mut page = Page::new("Known", "Cards and processors by name", "");
-        if self.is_empty() {
-            page.push(Block::Prose("None is known by that name; without a word all are listed.".to_string()));
-        }
-        let unknown = || "–".to_string();
-        let rate = |rate: Option<f64>| rate.map_or_else(unknown, |rate| format!("{rate:.0} GB/s"));
-        let cards = self.cards.iter().map(|card| {
-            let sizes: Vec<String> = card.sold.iter().map(|gb| format!("{gb}G")).collect();
-            row![card.name, sizes.join(", "), rate(card.bandwidth)]
-        });
-        page.push(Block::table("Cards, for --gpu", Table::rows_of("name|memory|>bandwidth", cards)));
-        let processors = self.processors.iter().map(|known| {
-            row![known.name, known.cores.map_or_else(unknown, |cores| cores.to_string()), rate(known.memory)]
-        });
-        page.push(Block::table("Processors, for --cpu", Table::rows_of("name|>cores|>main memory", processors)));
-        vec![page]
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Document, Page};
-use crate::measurement::Spread;
 use crate::number::rate;
 use crate::report::table::{Table, row};
 use crate::speed::samples::BenchRow;
+use crate::stats::Spread;
 
 impl Document for Vec<BenchRow> {
     fn pages(&self) -> Vec<Page> {

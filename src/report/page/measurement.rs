@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::compare::Summary;
-use super::memory::{self, Memory, errors, size};
+use super::memory::{self, Memory, size};
 use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, file_name, placement, plan};
 use crate::bytes::Bytes;
 use crate::measurement::{Launched, Measurement, Row, Taken};
 use crate::memory::HOST;
-use crate::number::{counted, seconds, thousands};
+use crate::number::{counted, fixed, seconds, small_size, thousands, typeset};
 use crate::plan::Plan;
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
@@ -193,6 +193,35 @@ fn sums(rows: &[Row], of: fn(&Row) -> Bytes) -> Memory {
         *sum = of(row);
     }
     memory
+}
+
+/// Predicted beside measured, term by term; of several launches, each with its name.
+pub fn errors(launches: &[(&str, &[Row])]) -> Option<Block> {
+    let names_launches = launches.len() > 1;
+    let rows = launches.iter().flat_map(|(launch, rows)| rows.iter().map(move |row| (*launch, row)));
+    let rows = rows.map(|(launch, row)| {
+        let difference = match i128::from(row.predicted.0) - i128::from(row.measured.0) {
+            0 => "0".to_string(),
+            off if off.unsigned_abs() <= u128::from(row.resolution.0) => "below the log's precision".to_string(),
+            off => {
+                // Two sizes of 64 bits differ by no more than 64 bits.
+                let size = small_size(Bytes(u64::try_from(off.unsigned_abs()).unwrap_or(u64::MAX)));
+                format!("{}{size}", if off < 0 { "−" } else { "+" })
+            }
+        };
+        let cells = [
+            row.quantity.clone(),
+            size(row.predicted),
+            size(row.measured),
+            difference,
+            format!("{}%", typeset(&fixed(row.error * 100.0, 2))),
+            if row.ok { "ok" } else { "OUTSIDE" }.to_string(),
+        ];
+        names_launches.then(|| launch.to_string()).into_iter().chain(cells)
+    });
+    let launch = if names_launches { "launch|" } else { "" };
+    let table = Table::rows_of(&format!("{launch}term|>predicted|>measured|>difference|>error|"), rows);
+    Block::table("Predicted beside measured, term by term", table)
 }
 
 #[cfg(test)]

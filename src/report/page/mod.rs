@@ -4,20 +4,28 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+#[cfg(feature = "cli")]
 mod bench;
 pub mod checks;
 pub mod compare;
+#[cfg(feature = "cli")]
 pub mod devices;
+#[cfg(feature = "cli")]
 mod doctor;
 mod inspection;
+mod known;
+#[cfg(feature = "cli")]
 mod llama_bench;
+#[cfg(feature = "cli")]
 mod measurement;
 mod memory;
 mod placement;
 pub mod plan;
+mod quants;
 pub mod rules;
 mod speed;
 pub mod sweep;
+#[cfg(feature = "cli")]
 mod tune;
 
 use std::borrow::Cow;

@@ -1,11 +1,11 @@
 //! Speeds: a mean and its spread in words, as key figures, and as bars, measured beside predicted.
 
 use super::{Block, KeyFigure};
-use crate::measurement::Spread;
 use crate::number::{counted, rate, seconds};
 use crate::report::chart::{Axis, Bar, Fill, Key, Tone};
 use crate::report::table::{Table, row};
 use crate::speed::{Phase, Speed};
+use crate::stats::Spread;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {

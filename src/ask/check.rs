@@ -1,0 +1,186 @@
+//! What commands would do: the models of each opened, and every launch of a grid checked.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::Bytes;
+use crate::checkup::{self, Checkup, Options};
+use crate::gguf::Gguf;
+use crate::machine::Machine;
+use crate::memory;
+use crate::model::{FileKind, Model, projector};
+use crate::plan::{self, Checked, Variant};
+use crate::run::held::Held;
+use crate::run::{self, ModelSource, ParsedCommand, RunConfig, Target, grid, sources};
+use crate::suggest::Refusal;
+
+/// `moeplan/checks/1`: every command of a file.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Checks {
+    pub schema: Cow<'static, str>,
+    pub checks: Vec<CheckRow>,
+}
+
+/// A command's check, or why there is none.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum CheckRow {
+    Checked(Box<Checked>),
+    Failed {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Quoted for a shell; untrusted text.
+        command: String,
+        error: String,
+    },
+}
+
+impl CheckRow {
+    pub fn checked(&self) -> Option<&Checked> {
+        match self {
+            Self::Checked(checked) => Some(checked),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// What is asked of every command.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    pub machine: &'a Machine,
+    /// Variables that llama.cpp would read; a command's own win.
+    pub environment: &'a BTreeMap<String, String>,
+    pub target: Target,
+    pub options: Options<'a>,
+}
+
+/// Where the models of a command come from.
+pub trait Models {
+    type Error: From<Refusal> + From<run::Error> + From<memory::Error>;
+
+    /// Adds what is to be said of the command where it is run.
+    fn note(&self, _command: &mut ParsedCommand) {}
+
+    /// The model of a command ([`load`] reads it from a header), and what it is called.
+    fn model(&self, command: &mut ParsedCommand) -> Result<(Model, String), Self::Error>;
+
+    /// The header of a draft model or a projector.
+    fn companion(&self, path: &Path) -> Result<Gguf, Self::Error>;
+
+    /// Adds what llama.cpp would load beside the model of itself.
+    fn add_beside(&self, _model: &mut Model, _command: &mut ParsedCommand, _name: &str) {}
+}
+
+/// What one launch would do; of a grid of llama-bench the largest.
+pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Checked, M::Error> {
+    let Asked { machine, environment, target, options } = asked;
+    let mut largest: Option<(Model, String, Checkup)> = None;
+    let mut rows = Vec::new();
+    let mut opened: Option<(ModelSource, RunConfig, (Model, String))> = None;
+    for variant in grid::variants(held)? {
+        let mut command = run::parse::launch(&variant, environment, target)?;
+        models.note(&mut command);
+        let source = command.model.clone();
+        // A grid seldom varies the file, nor what the loader is told of it.
+        let same = opened.take().filter(|(of, run, _)| {
+            source.as_ref() == Some(of) && run.metadata_overrides == command.run.metadata_overrides
+        });
+        let (mut model, name) = match same {
+            Some((.., known)) => known,
+            None => models.model(&mut command)?,
+        };
+        opened = source.map(|source| (source, command.run.clone(), (model.clone(), name.clone())));
+        add_companions(&mut model, &mut command.run, |path| models.companion(path))?;
+        models.add_beside(&mut model, &mut command, &name);
+        let checkup = checkup::check(&model, machine, &command, options)?;
+        rows.push(Variant {
+            what: variant.name.unwrap_or_default(),
+            n_ctx: checkup.run.n_ctx,
+            memory: checkup.memory.clone(),
+            fits: checkup.fits,
+            shortfall: checkup.shortfall.clone(),
+        });
+        if largest.as_ref().is_none_or(|(.., known)| size(&checkup) > size(known)) {
+            largest = Some((model, name, checkup));
+        }
+    }
+    let (model, name, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
+    let variants = if rows.len() > 1 { rows } else { Vec::new() };
+    Ok(Checked {
+        model: plan::summary(&model, &name),
+        command: sources::shown(held),
+        checkup,
+        name: held.name.clone(),
+        variants,
+    })
+}
+
+/// By what variants are compared: what is missing, then what devices hold, then the host.
+fn size(checkup: &Checkup) -> [Bytes; 3] {
+    let sum = |is_host| {
+        checkup.memory.iter().filter(|(key, _)| memory::is_host(key) == is_host).map(|(_, row)| row.counted()).sum()
+    };
+    [checkup.shortfall.values().copied().sum(), sum(false), sum(true)]
+}
+
+/// The model of a header, its keys as the launch overrides them.
+pub fn load(mut gguf: Gguf, run: &RunConfig) -> Result<Model, Refusal> {
+    run.override_metadata(&mut gguf.header.metadata);
+    Model::from_gguf(gguf)
+}
+
+/// Opens what a launch loads beside its model: a draft model, which says what kind of speculation it is for where the command
+/// does not, and a projector.
+pub fn add_companions<E: From<Refusal>>(
+    model: &mut Model,
+    run: &mut RunConfig,
+    open: impl Fn(&Path) -> Result<Gguf, E>,
+) -> Result<(), E> {
+    let draft = match (&run.draft_model, &run.draft_hf) {
+        (file, Some(repo)) => Some(open(hugging_face(repo, file.as_deref()).as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
+        (None, None) => None,
+    };
+    if let Some(gguf) = draft {
+        let draft = load(gguf, run)?;
+        run.infer_speculation(draft.speculation());
+        model.draft = Some(draft.into());
+    }
+    let projector = match (&run.mmproj, &run.mmproj_url) {
+        (_, Some(url)) => Some(open(url.as_ref())?),
+        (Some(path), None) => Some(open(path.as_ref())?),
+        (None, None) => None,
+    };
+    if let Some(gguf) = projector {
+        model.projector = Some(read_projector(gguf, run)?.into());
+    }
+    Ok(())
+}
+
+/// The projector of a header that llama.cpp would load beside a model.
+pub fn read_projector(gguf: Gguf, run: &RunConfig) -> Result<Model, Refusal> {
+    let path = gguf.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
+    let (projector, _) = Model::as_far_as_readable(gguf);
+    if projector.kind != FileKind::Mmproj {
+        let message = format!("`--mmproj {path}`: the file is {}, not a multimodal projector", projector.kind);
+        return Err(Refusal::new(message, ""));
+    }
+    let tokens = [run.image_min_tokens, run.image_max_tokens].map(Option::unwrap_or_default);
+    if let Err(fault) = projector::encoders(&projector, tokens) {
+        return Err(Refusal::new(format!("`--mmproj {path}`: llama.cpp refuses this projector: {fault}"), ""));
+    }
+    Ok(projector)
+}
+
+/// `-hf` and `-hff` as a MODEL; `-hff` wins over a quantisation.
+pub fn hugging_face(repo: &str, file: Option<&str>) -> String {
+    match (file, repo.split_once(':')) {
+        (Some(file), name) => format!("hf:{}/{file}", name.map_or(repo, |(name, _)| name)),
+        (None, _) => format!("hf:{repo}"),
+    }
+}

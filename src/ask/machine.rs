@@ -1,0 +1,112 @@
+//! A machine in the words of the flags that describe one.
+
+use serde::Deserialize;
+
+use crate::machine::processors::{self, Processor};
+use crate::machine::{Backend, Device, DeviceSize, Error, Host, HostRates, Machine, Ram};
+use crate::speed::table;
+use crate::suggest::Refusal;
+
+/// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+#[cfg_attr(feature = "cli", command(next_help_heading = "Machine"))]
+#[serde(default, deny_unknown_fields)]
+pub struct Described {
+    /// Memory of each device, in order: 24G,12G.
+    ///
+    /// A whole number of G or GB means a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact.
+    /// With --machine, these are exact budgets for its first devices, and the others stay unused.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ','))]
+    pub vram: Vec<DeviceSize>,
+    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` is memory of the host.
+    ///
+    /// Repeatable.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"]))]
+    pub device: Vec<String>,
+    /// Cards by name, with their real memory and speed: "RTX 4090".
+    ///
+    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes.
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])
+    )]
+    pub gpu: Vec<String>,
+    /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
+    pub ram: Option<Ram>,
+    /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "GB/S", value_parser = rate, hide_short_help = true))]
+    pub memory_bandwidth: Option<f64>,
+    /// The processor by name: "Ryzen 7950X".
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME", hide_short_help = true))]
+    pub cpu: Option<String>,
+    /// Its physical cores.
+    #[cfg_attr(
+        feature = "cli",
+        arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)
+    )]
+    pub cores: Option<u32>,
+    /// What the devices of --vram are [default: cuda].
+    #[cfg_attr(feature = "cli", arg(long, value_enum))]
+    pub backend: Option<Backend>,
+}
+
+impl Described {
+    /// Whether something is said of the host.
+    pub fn describes_host(&self) -> bool {
+        self.ram.is_some() || self.cpu.is_some() || self.cores.is_some() || self.memory_bandwidth.is_some()
+    }
+
+    /// The devices, in the order they are given; none of them is said to be here or elsewhere.
+    pub fn devices(&self) -> Result<Vec<Device>, Error> {
+        if !self.gpu.is_empty() {
+            return Device::of_cards(&self.gpu, self.backend);
+        }
+        if !self.device.is_empty() {
+            return self.device.iter().map(|text| Device::parse(text)).collect();
+        }
+        Device::of_sizes(self.backend.unwrap_or(Backend::Cuda), &self.vram)
+    }
+
+    /// Writes what is said of the host over what is known of it.
+    pub fn describe(&self, host: &mut Host) -> Result<(), Refusal> {
+        if let Some(name) = &self.cpu {
+            let known = processors::named(name);
+            if known == Processor::default() {
+                let message = format!("`--cpu {name}`: no processor of that name is known");
+                return Err(Refusal::new(message, "`moeplan devices --known` lists them; --cores N describes another"));
+            }
+            let isa = known.isa.unwrap_or_default();
+            (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
+            (host.processor, host.rates) = (Some(name.clone()), None);
+        }
+        if self.cores.is_some() {
+            (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
+        }
+        if let Some(ram) = self.ram {
+            host.ram = Some(ram.bytes);
+        }
+        if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
+            let given = HostRates::of_memory(table::memory(bandwidth));
+            // A calibration keeps what it knows of the threads.
+            host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
+        }
+        Ok(())
+    }
+
+    /// A machine of which nothing else is known.
+    pub fn machine(&self) -> Result<Machine, Refusal> {
+        let described = self.devices().and_then(|devices| Machine::new(devices, Host::default()));
+        let mut machine = described.map_err(|error| Refusal::new(error.to_string(), ""))?;
+        self.describe(&mut machine.host)?;
+        Ok(machine)
+    }
+}
+
+/// GB/s as they are typed.
+#[cfg(feature = "cli")]
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "write GB/s, for example 96".to_string())
+}

@@ -1,0 +1,199 @@
+//! What is asked of the planner: its own options, and llama.cpp's flags that a plan keeps.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::machine::Machine;
+use crate::model::Model;
+#[cfg(feature = "cli")]
+use crate::number::tokens;
+use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Turn};
+use crate::run::flags::{Effect, Flag, InPlan};
+use crate::run::{LEFT_OUT, RunConfig, Target, build, groups, parse, spelling};
+use crate::suggest::Refusal;
+
+/// A flag of llama.cpp's with its value, as words.
+pub type Setting = (&'static Flag, Vec<String>);
+
+/// Whether a setting leaves the choice to the planner.
+pub fn is_auto((_, words): &Setting) -> bool {
+    words.get(1).is_some_and(|value| value == "auto")
+}
+
+/// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps.
+pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
+    let mut settings = Vec::new();
+    for group in groups(words) {
+        let Some(typed) = group.first() else { continue };
+        let hint = match spelling(typed) {
+            None if typed.starts_with('-') => {
+                "only llama.cpp's own flags go there: `llama-server --help` lists them".into()
+            }
+            None => "only flags of llama-server go there, without the program".into(),
+            Some((flag, _)) => match (flag.effect, flag.in_plan) {
+                (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
+                (Effect::None, _) | (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
+                _ => {
+                    settings.push((flag, group.to_vec()));
+                    continue;
+                }
+            },
+        };
+        return Err(Refusal::new(format!("`moeplan plan` does not take `{typed}` after `--`"), hint));
+    }
+    Ok(settings)
+}
+
+/// What to do instead with a flag that llama.cpp has.
+pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
+    const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
+    match (flag.in_plan, flag.effect) {
+        (InPlan::Instead(hint), _) => hint.to_string(),
+        (_, Effect::None) => format!("llama.cpp has it, but it does not decide the placement: {ADD}"),
+        _ => format!(
+            "llama.cpp has it, and it changes the memory of a launch: add it to the planned command, and `moeplan check -- \
+             llama-server … {typed}` says whether that still fits"
+        ),
+    }
+}
+
+#[cfg(feature = "cli")]
+const PLAN: &str = "Plan";
+
+/// The planner's own options; in JSON, those that are left out have their usual values.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+#[serde(default, deny_unknown_fields)]
+pub struct Planning {
+    /// Context length in tokens, or `max` for the largest that fits.
+    ///
+    /// `32k` is 32768. Without it: room for the turn, at least 8192.
+    #[cfg_attr(feature = "cli", arg(short = 'c', long, value_name = "N|max"))]
+    pub ctx_size: Option<ContextChoice>,
+    /// What may be done with the routed experts [default: auto].
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_enum, value_name = "STRATEGY"))]
+    pub strategy: Option<Strategy>,
+    /// What to optimise the launch for.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE"))]
+    pub objective: Objective,
+    /// Allow a q8_0 cache if it is faster or makes the launch fit.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
+    pub allow_quantized_cache: bool,
+    /// The build of llama.cpp that the command is for: 11434, b11549 …
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number, default_value_t = build::REFERENCE))]
+    pub build: u32,
+    /// Show what takes the memory, and what every other choice would give.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
+    pub explain: bool,
+    /// List every tensor: type, bytes, buffer, rule.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
+    pub tensors: bool,
+    /// Tokens of the prompt of the turn to plan for.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens))]
+    pub prompt: u32,
+    /// Tokens generated in that turn.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens))]
+    pub generate: u32,
+    /// Tokens already in the context.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens))]
+    pub depth: u32,
+}
+
+impl Default for Planning {
+    fn default() -> Self {
+        let Turn { prompt, generate, depth } = Turn::default();
+        Self {
+            ctx_size: None,
+            strategy: None,
+            objective: Objective::Turn,
+            allow_quantized_cache: false,
+            build: build::REFERENCE,
+            explain: false,
+            tensors: false,
+            prompt,
+            generate,
+            depth,
+        }
+    }
+}
+
+impl Planning {
+    /// What is asked of the planner beside `settings`, llama.cpp's own flags, of which the last wins.
+    pub fn request(&self, model: &Model, machine: &Machine, settings: &[Setting]) -> Result<Request, Error> {
+        let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
+        let target = Target { build: self.build, ..Target::default() };
+        if let Some((flag, _)) =
+            settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
+        {
+            let since = flag.since;
+            let message =
+                format!("{} has no {}; plans can use it with --build {since} or newer", target.name(), flag.name());
+            return Err(Refusal::new(message, "").into());
+        }
+        let mut line = vec!["llama-server".to_string()];
+        line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
+        let parsed = parse::command_for(&line, &BTreeMap::new(), target)?;
+        // What a command line of a person's is only told of, a plan must not contain.
+        if let Some(note) = parsed.notes.first() {
+            let message = note.message.strip_suffix(LEFT_OUT).unwrap_or(&note.message);
+            return Err(Refusal::new(message, note.hint.clone().unwrap_or_default()).into());
+        }
+        let mut run = parsed.run;
+        let is_free = |name: &str| said(name).is_none_or(is_auto);
+        if is_free("--batch-size") {
+            run.n_batch = run.n_batch.max(run.n_ubatch);
+        }
+        // A longest context is what that objective asks for.
+        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
+        let mut context = self.ctx_size.unwrap_or(longest);
+        if said("--ctx-size").is_some() {
+            // `-c 0` is the model's own context; a plan writes the number.
+            let n_ctx = if run.n_ctx == 0 { model.hparams.context_length } else { run.n_ctx };
+            context = ContextChoice::Fixed(n_ctx);
+            run.fit_ctx = RunConfig::default().fit_ctx;
+        }
+        let types = ["--cache-type-k", "--cache-type-v"];
+        let asks_for_types = types.iter().any(|name| said(name).is_some_and(is_auto)) || self.allow_quantized_cache;
+        let levers = Levers {
+            ubatch: is_free("--ubatch-size"),
+            batch: is_free("--batch-size"),
+            load_mode: is_free("--load-mode"),
+            cache_types: asks_for_types && types.iter().all(|name| is_free(name)),
+            threads: is_free("--threads"),
+            op_offload: run.op_offload,
+            cache_ram: is_free("--cache-ram"),
+            expert_cache: said("--moe-cache-mib").is_some_and(is_auto),
+        };
+        Ok(Request {
+            levers,
+            run,
+            beside: parsed.beside,
+            context,
+            turn: self.turn(),
+            margin: machine.margin(),
+            strategy: self.strategy.unwrap_or(Strategy::Auto),
+            objective: self.objective,
+            tensors: self.tensors,
+            explain: self.explain,
+        })
+    }
+
+    pub fn turn(&self) -> Turn {
+        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_numbers_with_or_without_a_unit() {
+        let fixed = |text: &str| text.parse().ok();
+        assert_eq!(["8k", "8192"].map(fixed), [Some(ContextChoice::Fixed(8192)); 2]);
+        for bad in ["0", "0k", "k", "8kk", "8 k", "-1", "5000M", "", "8é"] {
+            assert!(bad.parse::<ContextChoice>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The models of a repository of the hub, and which of them fit a machine.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::bytes::Bytes;
+use crate::checkup;
+use crate::gguf::Gguf;
+use crate::gguf::source::Which;
+use crate::gguf::source::hub::{self, Quant};
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan::{self, Levers, Request, Strategy};
+use crate::speed::Speed;
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Quants {
+    pub schema: &'static str,
+    pub repo: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    #[serde(rename = "quants")]
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Row {
+    pub model: String,
+    #[serde(flatten)]
+    pub quant: Quant,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fits: Option<Fits>,
+    /// Why `fits` is not known though it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Whether it fits, by what may be done with the experts.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Fits {
+    /// Tokens of context.
+    pub n_ctx: u32,
+    pub all_on_device: Fit,
+    pub experts_on_host: Fit,
+    pub auto: Fit,
+    /// Predicted speed of `auto`; none where it does not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<Speed>,
+    /// Predicted time of the turn under `auto`, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turn_seconds: Option<f64>,
+    /// Blocks that keep experts on the host under `auto`, of those that have any.
+    pub blocks_with_experts_on_host: usize,
+    pub blocks_with_experts: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Fit {
+    pub fits: bool,
+    pub memory: BTreeMap<String, checkup::Row>,
+    /// What is missing, over all devices.
+    pub short: Bytes,
+}
+
+impl Row {
+    /// One of the models of a repository, and whether it fits, where that was asked.
+    pub fn of(repo: &str, quants: &[Quant], quant: &Quant, judged: Option<Result<Fits, String>>) -> Self {
+        let (fits, error) = match judged.transpose() {
+            Ok(fits) => (fits, None),
+            Err(error) => (None, Some(error)),
+        };
+        let chosen = hub::choose(repo, quants, &Which::Quant(quant.name.clone()));
+        let is_chosen = chosen.is_ok_and(|chosen| chosen.path == quant.path);
+        let name = if is_chosen { format!(":{}", quant.name) } else { format!("/{}", quant.path) };
+        Self { model: format!("hf:{repo}{name}"), quant: quant.clone(), fits, error }
+    }
+}
+
+impl Quants {
+    pub fn new(repo: &str, machine: Option<Machine>, rows: Vec<Row>) -> Self {
+        Self { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows }
+    }
+}
+
+/// What a header says about a machine.
+pub fn judge(gguf: Gguf, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, plan::Error> {
+    let model = Model::from_gguf(gguf)?;
+    let plan = |strategy| {
+        let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
+        plan::plan(&model, &format!("hf:{repo}"), machine, &request)
+    };
+    let fit = |plan: plan::Plan| Fit {
+        fits: plan.check.fits(),
+        short: plan.check.shortfall.values().copied().sum(),
+        memory: plan.check.memory,
+    };
+    let auto = plan(Strategy::Auto)?;
+    let fits = auto.check.fits();
+    Ok(Fits {
+        speed: fits.then(|| auto.speed.clone()),
+        turn_seconds: fits.then_some(auto.turn_seconds),
+        n_ctx: auto.check.run.n_ctx,
+        all_on_device: fit(plan(Strategy::AllOnDevice)?),
+        experts_on_host: fit(plan(Strategy::ExpertsOnHost)?),
+        blocks_with_experts_on_host: auto.placement.blocks_with_experts_on_host,
+        blocks_with_experts: auto.placement.blocks_with_experts,
+        auto: fit(auto),
+    })
+}

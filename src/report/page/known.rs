@@ -1,0 +1,26 @@
+//! Cards and processors by name.
+
+use super::{Block, Document, Page};
+use crate::ask::known::Known;
+use crate::report::table::{Table, row};
+
+impl Document for Known {
+    fn pages(&self) -> Vec<Page> {
+        let mut page = Page::new("Known", "Cards and processors by name", "");
+        if self.is_empty() {
+            page.push(Block::Prose("None is known by that name; without a word all are listed.".to_string()));
+        }
+        let unknown = || "–".to_string();
+        let rate = |rate: Option<f64>| rate.map_or_else(unknown, |rate| format!("{rate:.0} GB/s"));
+        let cards = self.cards.iter().map(|card| {
+            let sizes: Vec<String> = card.sold.iter().map(|gb| format!("{gb}G")).collect();
+            row![card.name, sizes.join(", "), rate(card.bandwidth)]
+        });
+        page.push(Block::table("Cards, for --gpu", Table::rows_of("name|memory|>bandwidth", cards)));
+        let processors = self.processors.iter().map(|known| {
+            row![known.name, known.cores.map_or_else(unknown, |cores| cores.to_string()), rate(known.memory)]
+        });
+        page.push(Block::table("Processors, for --cpu", Table::rows_of("name|>cores|>main memory", processors)));
+        vec![page]
+    }
+}
