@@ -23,6 +23,8 @@ pub struct Compute {
     pub by_device: BTreeMap<String, Bytes>,
     /// Bytes that the launch allocates beyond these, or fewer.
     pub beyond: BTreeMap<String, i64>,
+    /// Bytes that come on top at the first prompt, of which no log tells.
+    pub grown: BTreeMap<String, Bytes>,
     /// Whether attention is one operation (`-fa auto` resolved).
     pub flash_attn: bool,
     /// Whether several micro-batches are in flight (pipeline parallelism).
@@ -48,7 +50,7 @@ impl<'a> Context<'a> {
     /// The launch's own differ from what is projected where something bound to a device would be elsewhere, where it reserves other
     /// batches too, and where it reserves again at the first request to keep the inputs of the layers `taps`
     /// (`llama_context::set_embeddings_layer_inp`).
-    pub fn compute(&self, taps: &[u32]) -> Result<Compute, graph::Error> {
+    pub fn compute(&self, taps: &'a [u32]) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
         let hyper = self.resolve_hyper(&scheduler, flash_attn)?;
@@ -56,20 +58,29 @@ impl<'a> Context<'a> {
         let mut graph = graph::build(&Plan { hyper, ..self.plan(batches[0], flash_attn) })?;
         let kernels = fusion::kernels(&graph);
         let Scheduled { sizes, is_kept, .. } = scheduler.reserve(&mut graph, true);
-        let mut beyond = vec![0; sizes.len()];
-        if !is_kept || !taps.is_empty() || batches.len() > 1 {
-            let mut most = vec![0; sizes.len()];
-            for batch in batches {
-                let mut graph = graph::build(&Plan { taps, hyper, ..self.plan(batch, flash_attn) })?;
-                let sizes = scheduler.reserve(&mut graph, false).sizes;
-                most.iter_mut().zip(sizes).for_each(|(most, size)| *most = size.max(*most));
-            }
-            beyond = most.iter().zip(&sizes).map(|(most, size)| most.cast_signed() - size.cast_signed()).collect();
-        }
+        let allocated = |plan: Plan<'a>| Ok(scheduler.reserve(&mut graph::build(&plan)?, false).sizes);
+        let most = if is_kept && taps.is_empty() && batches.len() == 1 {
+            sizes.clone()
+        } else {
+            let plans = batches.into_iter().map(|batch| Plan { taps, hyper, ..self.plan(batch, flash_attn) });
+            let all = plans.map(allocated).collect::<Result<Vec<Vec<u64>>, graph::Error>>()?;
+            (0..sizes.len()).map(|at| all.iter().map(|sizes| sizes[at]).max().unwrap_or(0)).collect()
+        };
+        // A graph that does not fit its buffers is reserved without a word.
+        let grown = if self.launch.run.mtp && self.launch.other.is_none() {
+            allocated(Plan { keeps_rows: true, hyper, ..self.plan(self.prompt(), flash_attn) })?
+        } else {
+            Vec::new()
+        };
         let names: Vec<String> = scheduler.targets.iter().filter_map(|target| self.name(target)).collect();
+        let beyond = names.iter().zip(most.iter().zip(&sizes));
+        let beyond = beyond.map(|(name, (most, size))| (name.clone(), most.cast_signed() - size.cast_signed()));
+        let grown = names.iter().zip(grown.iter().zip(&most));
+        let grown = grown.map(|(name, (grown, most))| (name.clone(), Bytes(grown.saturating_sub(*most))));
         Ok(Compute {
-            by_device: names.iter().cloned().zip(sizes.into_iter().map(Bytes)).collect(),
-            beyond: names.into_iter().zip(beyond).filter(|(_, bytes)| *bytes != 0).collect(),
+            by_device: names.iter().cloned().zip(sizes.iter().copied().map(Bytes)).collect(),
+            beyond: beyond.filter(|(_, bytes)| *bytes != 0).collect(),
+            grown: grown.filter(|(_, bytes)| *bytes > Bytes(0)).collect(),
             flash_attn,
             is_pipelined: scheduler.pipeline,
             kernels,
@@ -107,6 +118,7 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
+            keeps_rows: false,
             rules: self.launch.run.rules(),
             batch,
             flash_attn,

@@ -130,6 +130,8 @@ pub struct Forecast {
     pub projector: Option<Projector>,
     /// Bytes of the target's compute buffers that the launch allocates beyond the projected ones, or fewer. In `overhead`.
     pub beyond: BTreeMap<String, i64>,
+    /// Bytes that they take on top at the first prompt, of which no log tells: MTP reads every row of the last layer. In `overhead`.
+    pub grown: BTreeMap<String, Bytes>,
     pub mapped: Mapped,
     pub host_needs: HostNeeds,
     pub numbers: ContextNumbers,
@@ -320,6 +322,7 @@ impl<'a> Launch<'a> {
             drafting: None,
             projector: None,
             beyond: BTreeMap::new(),
+            grown: BTreeMap::new(),
             mapped: Mapped::default(),
             host_needs: HostNeeds::default(),
             caches: caches::caches(model, run, &numbers),
@@ -361,7 +364,7 @@ impl<'a> Launch<'a> {
             }
             forecast.flash_attn = Some(compute.flash_attn);
             (forecast.is_pipelined, forecast.kernels) = (compute.is_pipelined, compute.kernels);
-            forecast.beyond = compute.beyond;
+            (forecast.beyond, forecast.grown) = (compute.beyond, compute.grown);
         }
         Ok(forecast)
     }
@@ -389,6 +392,11 @@ impl<'a> Launch<'a> {
             let size = Bytes(bytes.unsigned_abs());
             let more = if bytes > 0 { "more" } else { "less" };
             let how = format!("compute buffers take {size} {more} than llama.cpp projects");
+            forecast.note(&format!("{name}.overhead"), how);
+        }
+        for (name, bytes) in forecast.grown.clone() {
+            forecast.row(&name).overhead += bytes;
+            let how = format!("{bytes} of it at the first prompt: MTP reads every row of the last layer");
             forecast.note(&format!("{name}.overhead"), how);
         }
         if forecast.counts("compute") {
@@ -614,7 +622,8 @@ impl Forecast {
         let by_device = self.target.iter().map(|(name, row)| (name.clone(), row.compute)).collect();
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
-        Compute { by_device, beyond: self.beyond.clone(), flash_attn, is_pipelined, kernels: self.kernels, projector }
+        let (beyond, grown) = (self.beyond.clone(), self.grown.clone());
+        Compute { by_device, beyond, grown, flash_attn, is_pipelined, kernels: self.kernels, projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

@@ -44,6 +44,8 @@ pub struct Plan<'a> {
     pub other: Option<Other<'a>>,
     /// The layers whose input a draft model reads; one more than the last stands for the last one's output.
     pub taps: &'a [u32],
+    /// What drafts reads every row that comes out of the last layer (`embeddings_nextn`, unmasked).
+    pub keeps_rows: bool,
     pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
@@ -196,7 +198,7 @@ impl<'g> Builder<'g> {
         ];
         let (last, kept) = (self.plan.taps.iter().max(), self.arch.layer_inputs);
         if last.is_some_and(|il| *il > self.n_layer || kept < LayerInputs::All)
-            || (self.taps_output() && kept < LayerInputs::WithOutput)
+            || (self.plan.taps.contains(&self.n_layer) && kept < LayerInputs::WithOutput)
         {
             return Err(Error::Taps { architecture: self.plan.model.architecture.clone() });
         }
@@ -292,7 +294,7 @@ impl<'g> Builder<'g> {
 
     /// Whether a draft model reads what comes out of the last layer.
     fn taps_output(&self) -> bool {
-        self.plan.taps.contains(&self.n_layer)
+        self.plan.keeps_rows || self.plan.taps.contains(&self.n_layer)
     }
 
     /// Layers run these blocks.
