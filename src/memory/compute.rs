@@ -68,7 +68,8 @@ impl<'a> Context<'a> {
         };
         // A graph that does not fit its buffers is reserved without a word.
         let grown = if self.launch.run.mtp && self.launch.other.is_none() {
-            allocated(Plan { keeps_rows: true, hyper, ..self.plan(self.prompt(), flash_attn) })?
+            let prompt = Batch { keeps_rows: true, ..self.prompt() };
+            allocated(Plan { hyper, ..self.plan(prompt, flash_attn) })?
         } else {
             Vec::new()
         };
@@ -105,7 +106,7 @@ impl<'a> Context<'a> {
         let one = (self.launch.model.hparams.arch().reserves_one_sequence && prompt.n_seqs > 1).then(|| Batch {
             n_tokens: self.tokens(),
             n_seqs: 1,
-            n_outputs: prompt.n_outputs,
+            ..prompt
         });
         [Some(prompt), generation, one].into_iter().flatten().collect()
     }
@@ -118,7 +119,6 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
-            keeps_rows: false,
             rules: self.launch.run.rules(),
             batch,
             flash_attn,
@@ -135,7 +135,7 @@ impl<'a> Context<'a> {
         let whole = n_tokens.next_multiple_of(n_seqs);
         let most = u64::from(self.numbers.n_outputs_max);
         let n_outputs = if self.launch.run.rules().logits_of_all { whole } else { n_tokens.min(most) };
-        Batch { n_tokens: whole, n_seqs, n_outputs }
+        Batch { n_tokens: whole, n_seqs, n_outputs, keeps_rows: false }
     }
 
     fn tokens(&self) -> u64 {
@@ -212,7 +212,7 @@ impl<'a> Context<'a> {
     /// A token of each sequence.
     fn probe(&self) -> Batch {
         let n_seqs = u64::from(self.numbers.n_seq_max.max(1));
-        Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs }
+        Batch { n_tokens: n_seqs, n_seqs, n_outputs: n_seqs, keeps_rows: false }
     }
 
     /// Whether every operation of this kind that is looked for runs on its layer's device.

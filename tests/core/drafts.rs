@@ -12,6 +12,8 @@ use moeplan::memory::{self, Forecast};
 use moeplan::model::Model;
 use moeplan::run::parse;
 
+use crate::support::truth_rows::{Headers, device, forecast_on};
+
 fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("core-drafts");
     std::fs::create_dir_all(&folder).unwrap();
@@ -91,4 +93,19 @@ fn what_llama_cpp_does_not_start_is_said() {
     let run = moeplan::run::RunConfig { n_ctx: 512, ..moeplan::run::RunConfig::default() };
     let found = memory::forecast(&alone, &machine, &run).map(|_| ()).unwrap_err().to_string();
     assert!(found.contains("llama.cpp refuses eagle3 by itself"), "{found}");
+}
+
+/// Speculation keeps snapshots of recurrent states on the device; a checkpoint in main memory has one state.
+#[test]
+fn checkpoints_hold_one_state_and_no_snapshots() {
+    let mut headers = Headers::unpack("nextn.tar.xz");
+    let model = headers.model("qwen35moe-moe");
+    let of = |n_draft: u32| {
+        let command = format!("llama-server -c 8192 -np 1 -ngl 99 --spec-type draft-mtp --spec-draft-n-max {n_draft}");
+        forecast_on(model, &command, vec![device("CUDA0", 24576, None)]).unwrap()
+    };
+    let (one, three) = (of(1), of(3));
+    assert!(three.memory["CUDA0"].context > one.memory["CUDA0"].context);
+    assert!(one.host_needs.checkpoints > Bytes(0));
+    assert_eq!(three.host_needs.checkpoints, one.host_needs.checkpoints);
 }

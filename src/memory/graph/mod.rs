@@ -44,8 +44,6 @@ pub struct Plan<'a> {
     pub other: Option<Other<'a>>,
     /// The layers whose input a draft model reads; one more than the last stands for the last one's output.
     pub taps: &'a [u32],
-    /// What drafts reads every row that comes out of the last layer (`embeddings_nextn`, unmasked).
-    pub keeps_rows: bool,
     pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
@@ -84,6 +82,8 @@ pub struct Batch {
     pub n_seqs: u64,
     /// Tokens with an output row.
     pub n_outputs: u64,
+    /// What drafts reads every row that comes out of the last layer (`embeddings_nextn`, unmasked).
+    pub keeps_rows: bool,
 }
 
 /// The largest number among a header's keys that shapes are made of; the largest known is 16 384. Products of three of them,
@@ -294,7 +294,7 @@ impl<'g> Builder<'g> {
 
     /// Whether a draft model reads what comes out of the last layer.
     fn taps_output(&self) -> bool {
-        self.plan.keeps_rows || self.plan.taps.contains(&self.n_layer)
+        self.plan.batch.keeps_rows || self.plan.taps.contains(&self.n_layer)
     }
 
     /// Layers run these blocks.
