@@ -106,7 +106,7 @@ static UNKNOWN_CARD: LazyLock<Overhead> = LazyLock::new(|| {
 const DEFAULT: Bytes = Bytes::mib(600);
 
 /// What a second context with weights or caches on a CUDA card holds there beside its buffers and pools: libraries' handles. Of
-/// 11 launches with a draft model or MTP the most (H200, driver 580, b11434): 80 to 105 MiB.
+/// seven launches with a draft model or MTP on two H200s the most (driver 580, b11434): 80 to 105 MiB.
 const SECOND_CONTEXT: Bytes = Bytes::mib(105);
 
 /// What each card of `-sm tensor` holds beyond what it holds otherwise: 32 MiB for sums over the cards
@@ -142,7 +142,8 @@ pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement:
         known.loaded += tables;
         known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
     }
-    if device.backend.is_cuda_source() && placement.shares.as_ref().is_some_and(|shares| shares.devices.len() > 1) {
+    let is_split = placement.shares.as_ref().is_some_and(|shares| shares.devices.len() > 1);
+    if is_split && device.backend.is_cuda_source() && device.overhead.is_none() {
         known.peak += TENSOR_SPLIT;
     }
     known
@@ -184,7 +185,9 @@ fn tabled(device: &Device) -> Overhead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Calibration;
+    use crate::machine::{Calibration, Host, Machine};
+    use crate::memory::forecast;
+    use crate::run::{FlashAttn, SplitMode};
 
     #[test]
     fn every_backend_has_a_figure_and_a_known_card_its_own() {
@@ -232,5 +235,24 @@ mod tests {
             assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
             assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
         }
+    }
+
+    #[test]
+    fn cards_that_share_every_tensor_hold_more_unless_it_is_stated() {
+        let model = crate::synth::model("qwen3-30b-a3b", &crate::synth::Wish::default()).unwrap();
+        let of = |stated: Option<Bytes>, split_mode| {
+            let device = |name: &str| Device {
+                description: Some("NVIDIA H200".to_string()),
+                overhead: stated,
+                ..Device::parse(&format!("{name}=24GiB")).unwrap()
+            };
+            let machine = Machine::new(vec![device("CUDA0"), device("CUDA1")], Host::default()).unwrap();
+            let flash_attn = FlashAttn::On;
+            let run = RunConfig { n_ctx: 4096, n_gpu_layers: 99, split_mode, flash_attn, ..RunConfig::default() };
+            forecast(&model, &machine, &run).unwrap().memory["CUDA1"].overhead
+        };
+        let known = of(None, SplitMode::Tensor);
+        assert!(known > TENSOR_SPLIT + Bytes::mib(705), "{known}");
+        assert_eq!(of(Some(Bytes::mib(333)), SplitMode::Tensor), Bytes::mib(333));
     }
 }

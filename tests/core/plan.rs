@@ -13,7 +13,7 @@ use moeplan::plan::sweep::{Sweep, sweep};
 use moeplan::plan::{self, ContextChoice, Plan, Request, Turn};
 use moeplan::run::{LoadMode, RunConfig, Target};
 use moeplan::synth::Wish;
-use moeplan::{checkup, placement, run};
+use moeplan::{checkup, fit, placement, run};
 use proptest::prelude::*;
 
 use crate::support::planning::{machine, model, request};
@@ -459,4 +459,15 @@ proptest! {
         prop_assert_eq!(plan.check.fits(), within_budgets(&plan));
         prop_assert_eq!(plan.check.fits(), plan.check.shortfall.is_empty());
     }
+}
+
+/// A device whose layers are fewer than what fitting takes of it: llama.cpp's counts are unsigned and go round.
+#[test]
+fn fitting_takes_layers_that_a_device_does_not_have() {
+    let model = model("qwen3-30b-a3b", &Wish { blocks: Some(3), ..Wish::default() });
+    let machine = machine(&[3594, 1982, 2686].map(|mib| mib * MIB));
+    let run = RunConfig { n_ctx: 8192, ..RunConfig::default() };
+    let fitted = fit::fitted(&model, &machine, &run).unwrap();
+    // Three blocks and the output, whatever the shares are.
+    assert_eq!((fitted.failure, fitted.run.n_gpu_layers), (None, 4));
 }
