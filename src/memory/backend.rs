@@ -82,6 +82,8 @@ impl Target {
                 });
                 !reads_elsewhere && cuda_supports(tensors, tensor)
             }
+            // Vulkan, SYCL, CANN and OpenCL have no such kernel (b12032).
+            Some(_) if tensor.op == Op::TopKMask => matches!(self.backend, Backend::Metal | Backend::Rpc),
             _ => true,
         }
     }

@@ -42,13 +42,26 @@ pub struct Cache {
 }
 
 /// The side of a Hadamard matrix of keys: the greatest power of 2 in a head's width, 64 at least.
-pub fn rot_size(head: u64) -> u64 {
+fn rot_size(head: u64) -> u64 {
     (head & head.wrapping_neg()).max(64)
 }
 
 impl Cache {
-    /// The sides of the matrices that turn quantized keys and values: as wide as all heads allow, 64 for values.
-    pub fn rotations(&self, hparams: &ContextHParams) -> [Option<u64>; 2] {
+    /// The sides of the matrices that turn quantized keys and values: as wide as all heads allow, 64 for values. An indexer's keys
+    /// are always turned, and compressed ones that are as wide.
+    pub fn rotations(&self, hparams: &ContextHParams, arch: &Arch) -> [Option<u64>; 2] {
+        if let CacheKind::Indexer | CacheKind::Csa | CacheKind::Hca = self.kind {
+            let head = self.layers.first().map(|layer| layer.n_embd_k);
+            let always = matches!(arch.memory, Memory::Dsa | Memory::DsaIswa | Memory::Dsv4);
+            let is_turned = |head: &u64| {
+                (always && *head == u64::from(hparams.indexer_head_size))
+                    || (self.type_k.is_quantized && head.is_multiple_of(64))
+            };
+            return [head.filter(is_turned).map(rot_size), None];
+        }
+        if !matches!(self.kind, CacheKind::Base | CacheKind::Swa) {
+            return [None; 2];
+        }
         let common = |head: fn(&LayerHParams) -> u32, ty: GgmlType| {
             let of = |il: u32| hparams.layers.get(il as usize).map_or(0, head);
             let mut heads = self.layers.iter().map(|layer| of(layer.il));

@@ -9,7 +9,7 @@ use super::backend::Target;
 use super::caches::Caches;
 use super::fusion;
 use super::graph::tensor::{Op, Tensor};
-use super::graph::{self, Batch, Hyper, Plan};
+use super::graph::{self, Batch, Fused, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
@@ -53,23 +53,23 @@ impl<'a> Context<'a> {
     pub fn compute(&self, taps: &'a [u32]) -> Result<Compute, graph::Error> {
         let scheduler = self.scheduler();
         let flash_attn = self.resolve_flash_attn(&scheduler)?;
-        let hyper = self.resolve_hyper(&scheduler, flash_attn)?;
+        let fused = self.resolve_fused(&scheduler, flash_attn)?;
         let batches = self.batches();
-        let mut graph = graph::build(&Plan { hyper, ..self.plan(batches[0], flash_attn) })?;
+        let mut graph = graph::build(&Plan { fused, ..self.plan(batches[0], flash_attn) })?;
         let kernels = fusion::kernels(&graph);
         let Scheduled { sizes, is_kept, .. } = scheduler.reserve(&mut graph, true);
         let allocated = |plan: Plan<'a>| Ok(scheduler.reserve(&mut graph::build(&plan)?, false).sizes);
         let most = if is_kept && taps.is_empty() && batches.len() == 1 {
             sizes.clone()
         } else {
-            let plans = batches.into_iter().map(|batch| Plan { taps, hyper, ..self.plan(batch, flash_attn) });
+            let plans = batches.into_iter().map(|batch| Plan { taps, fused, ..self.plan(batch, flash_attn) });
             let all = plans.map(allocated).collect::<Result<Vec<Vec<u64>>, graph::Error>>()?;
             (0..sizes.len()).map(|at| all.iter().map(|sizes| sizes[at]).max().unwrap_or(0)).collect()
         };
         // A graph that does not fit its buffers is reserved without a word.
         let grown = if self.launch.run.mtp && self.launch.other.is_none() {
             let prompt = Batch { keeps_rows: true, ..self.prompt() };
-            allocated(Plan { hyper, ..self.plan(prompt, flash_attn) })?
+            allocated(Plan { fused, ..self.plan(prompt, flash_attn) })?
         } else {
             Vec::new()
         };
@@ -122,7 +122,7 @@ impl<'a> Context<'a> {
             rules: self.launch.run.rules(),
             batch,
             flash_attn,
-            hyper: Hyper::FUSED,
+            fused: Fused::ALL,
             offload_kqv: self.launch.run.offload_kqv,
             full_offload: self.is_full_offload(),
         }
@@ -196,17 +196,21 @@ impl<'a> Context<'a> {
         Self::is_at_home(scheduler, &plan, Op::FlashAttnExt)
     }
 
-    /// Which steps of hyper-connections are one operation: those that each layer's device would run, asked one after the other.
-    fn resolve_hyper(&self, scheduler: &Scheduler, flash_attn: bool) -> Result<Hyper, graph::Error> {
-        let mut hyper = Hyper::FUSED;
-        if self.launch.model.hparams.u32_or_0("hyper_connection.count") > 0 {
-            let is_at_home =
-                |hyper, op| Self::is_at_home(scheduler, &Plan { hyper, ..self.plan(self.probe(), flash_attn) }, op);
-            hyper.pre = is_at_home(hyper, Op::HcPre)?;
-            hyper.comb = is_at_home(hyper, Op::HcComb)?;
-            hyper.post = is_at_home(hyper, Op::HcPost)?;
+    /// What is one operation: what each layer's device would run so, asked one after the other.
+    fn resolve_fused(&self, scheduler: &Scheduler, flash_attn: bool) -> Result<Fused, graph::Error> {
+        let hparams = &self.launch.model.hparams;
+        let mut fused = Fused { masks: self.launch.run.rules().fuses_top_k_masks, ..Fused::ALL };
+        let is_at_home =
+            |fused, op| Self::is_at_home(scheduler, &Plan { fused, ..self.plan(self.probe(), flash_attn) }, op);
+        if hparams.u32_or_0("hyper_connection.count") > 0 {
+            fused.pre = is_at_home(fused, Op::HcPre)?;
+            fused.comb = is_at_home(fused, Op::HcComb)?;
+            fused.post = is_at_home(fused, Op::HcPost)?;
         }
-        Ok(hyper)
+        if fused.masks && self.caches.hparams.indexer_top_k > 0 {
+            fused.masks = is_at_home(fused, Op::TopKMask)?;
+        }
+        Ok(fused)
     }
 
     /// A token of each sequence.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::caches::{self, Cache, CacheKind, CacheLayer, Caches};
+use super::caches::{self, Cache, CacheLayer, Caches};
 use super::{Error, HOST, Uncounted};
 use crate::arch::Memory;
 use crate::bytes::Bytes;
@@ -105,8 +105,7 @@ pub fn bytes_by_device(
     };
     let rotates = run.rules().rotations_cached;
     for cache in &caches.list {
-        let is_turned = rotates && matches!(cache.kind, CacheKind::Base | CacheKind::Swa);
-        let sides = if is_turned { cache.rotations(&caches.hparams) } else { [None; 2] };
+        let sides = if rotates { cache.rotations(&caches.hparams, model.hparams.arch()) } else { [None; 2] };
         for layer in &cache.layers {
             let slot = placement.layers.get(layer.il as usize).copied().flatten().filter(|_| run.offload_kqv);
             let device = slot.and_then(|i| machine.device(i));

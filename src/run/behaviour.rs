@@ -105,6 +105,9 @@ rules! {
     /// Rows of tokens are looked up before all else.
     looks_up_first: bool = false,
         [11434, 11549] true => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_order (PR 30160)";
+    /// Models with a NextN head keep every row of their last layer, whether a draft reads it or not.
+    keeps_nextn_rows: bool = true,
+        [11434, 11549] false => "src/llama-graph.h crop_before_nextn";
     /// The states of a batch's sequences and of all others are gathered together.
     gathers_states_once: bool = false,
         [11368, 11378] true => "src/llama-graph.cpp build_rs";
@@ -144,6 +147,12 @@ rules! {
     /// Rotations of quantized caches are the caches' own, not inputs of the graph.
     rotations_cached: bool = false,
         [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
+    /// The mask of the cells that an indexer chose is one operation, of the indexer's own mask.
+    fuses_top_k_masks: bool = false,
+        [11549, 12032] true => "src/llama-graph.cpp build_fused_top_k_mask";
+    /// Masks of batches without a cache are as wide as a cache of 256 cells or a multiple, and keys and values are filled up.
+    pads_batches: bool = false,
+        [11549, 12032] true => "src/llama-graph.cpp build_attn_inp_no_cache: GGML_PAD";
     layer_order: LayerOrder = LayerOrder::BlocksFirst,
         [6699, 8133] LayerOrder::OutputFirst => "src/llama-model.cpp load_tensors: i_gpu_start";
     latent: Latent = Latent::ByKeysTwice,

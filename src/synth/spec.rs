@@ -205,16 +205,25 @@ impl Spec {
         Ok(keys)
     }
 
-    /// Integers become `u32`, other numbers `f32`; text that begins with `=` is an expression.
+    /// Integers become `u32`, other numbers `f32`, lists of them arrays (of `i32`, as converters write them); text that begins with `=` is an expression.
     fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Refusal> {
         let integer =
             |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} exceeds 32 bits")));
         Ok(match value {
             Yaml::Bool(b) => Scalar::Bool(*b),
             Yaml::Sequence(items) => {
-                #[expect(clippy::cast_possible_truncation, reason = "GGUF keys of this kind are 32-bit floats")]
-                let numbers = items.iter().map(|item| item.as_f64().map(|x| x as f32)).collect::<Option<Vec<f32>>>();
-                Scalar::F32s(numbers.ok_or_else(|| self.bad(format!("`{key}`: a list must contain numbers")))?)
+                let items: Vec<Scalar> =
+                    items.iter().map(|item| self.scalar(key, item, dims)).collect::<Result<_, _>>()?;
+                let integers = items
+                    .iter()
+                    .map(|item| if let Scalar::U32(n) = item { i32::try_from(*n).ok() } else { None })
+                    .collect();
+                let floats = items.iter().map(|item| if let Scalar::F32(x) = item { Some(*x) } else { None }).collect();
+                match (integers, floats) {
+                    (Some(integers), _) => Scalar::I32s(integers),
+                    (None, Some(floats)) => Scalar::F32s(floats),
+                    (None, None) => return Err(self.bad(format!("`{key}`: a list has numbers of one kind"))),
+                }
             }
             Yaml::String(text) => match text.strip_prefix('=') {
                 Some(expression) => integer(self.number(expression, dims)?)?,

@@ -11,7 +11,7 @@ use moeplan::model::Model;
 use moeplan::run::{RunConfig, Target, parse};
 use serde::{Deserialize, Serialize};
 
-/// Headers of testdata/architectures.tar.xz: dense, with experts, with windows, with latents, hybrid, tied.
+/// Headers of testdata/architectures.tar.xz that rows are kept of: dense, with experts, with windows, with latents, hybrid, tied.
 pub const MODELS: [&str; 14] = [
     "llama-dense",
     "qwen3-dense",
@@ -73,25 +73,29 @@ pub fn launch(launch: &str, build: u32) -> (Machine, RunConfig) {
 
 pub struct Headers {
     folder: tempfile::TempDir,
-    models: BTreeMap<&'static str, (PathBuf, Model)>,
+    models: BTreeMap<String, (PathBuf, Model)>,
 }
 
-/// The headers of [`MODELS`].
+/// Every header of testdata/architectures.tar.xz.
 pub fn headers() -> Headers {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
     let status = Command::new("tar").arg("-xJSf").arg(&archive).arg("-C").arg(folder.path()).status();
     assert!(status.expect("tar is installed").success(), "{} unpacks", archive.display());
-    let model = |name: &'static str| {
-        let path = folder.path().join(format!("{name}.gguf"));
+    let models = std::fs::read_dir(folder.path()).expect("the folder").map(|entry| {
+        let path = entry.expect("an entry").path();
         let model = Model::from_gguf(gguf::open(&path).expect("a header")).expect("a model");
-        (name, (path, model))
-    };
-    let models = MODELS.into_iter().map(model).collect();
+        (path.file_stem().expect("a name").to_string_lossy().into_owned(), (path, model))
+    });
+    let models = models.collect();
     Headers { folder, models }
 }
 
 impl Headers {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().map(String::as_str)
+    }
+
     pub fn get(&self, name: &str) -> (&Path, &Model) {
         let (path, model) = &self.models[name];
         assert!(path.starts_with(self.folder.path()));

@@ -43,7 +43,11 @@ impl<'g> Builder<'g> {
             AttnInputs::Cached(input(self, CacheKind::Base), Some(input(self, CacheKind::Swa)))
         };
         match self.plan.caches.class {
-            MemoryClass::None => AttnInputs::Batch(self.mask(self.mask_type(), &[self.n_tokens, self.n_tokens])),
+            MemoryClass::None => {
+                let n = self.n_tokens;
+                let n_kv = if self.plan.rules.pads_batches { n.next_multiple_of(256) } else { n };
+                AttnInputs::Batch(self.mask(self.mask_type(), &[n_kv, n]))
+            }
             MemoryClass::Iswa => both(Self::inp_kv),
             MemoryClass::HybridIswa => both(Self::inp_k),
             _ => AttnInputs::Cached(self.inp_kv(CacheKind::Base), None),
@@ -147,8 +151,13 @@ impl<'g> Layer<'g> {
     /// Stores keys and values and attends to what the layer's cache holds; without the output projection.
     pub(super) fn attn(self, inputs: &AttnInputs<'g>, qkv: Qkv<'g>, extras: Extras) -> Node<'g> {
         if let AttnInputs::Batch(mask) = inputs {
-            self.draft.expand(&[qkv.q, qkv.k, qkv.v]);
-            return self.mha(qkv, *mask, None, extras);
+            let Qkv { q, mut k, mut v } = qkv;
+            self.draft.expand(&[q, k, v]);
+            if self.plan.rules.pads_batches {
+                let more = mask.ne(0).saturating_sub(k.ne(2));
+                [k, v] = [k, v].map(|x| x.pad_nd([0, 0, more, 0]));
+            }
+            return self.mha(Qkv { q, k, v }, *mask, None, extras);
         }
         let cached = self.cached(inputs, self.hp.is_swa);
         self.attn_with(cached, qkv.q, Some((qkv.k, qkv.v)), self.il, extras)
@@ -164,7 +173,7 @@ impl<'g> Layer<'g> {
         extras: Extras,
     ) -> Node<'g> {
         let windowed = matches!(self.plan.caches.class, MemoryClass::Iswa | MemoryClass::HybridIswa);
-        let (k_rot, v_rot) = self.rotations(&inputs, owner);
+        let [k_rot, v_rot] = [inputs.k_rot, inputs.v_rot].map(|rot| self.own_rot(rot, owner));
         let q = self.hadamard(q, k_rot);
         let kv = kv.map(|(k, v)| (self.hadamard(k, k_rot), self.hadamard(v, v_rot)));
         q.expand();

@@ -8,7 +8,6 @@ use super::{Builder, Error};
 use crate::arch::Memory;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::{f16, f32};
-pub(super) use crate::memory::caches::rot_size;
 use crate::memory::caches::{Cache, CacheKind, Caches};
 use crate::model::hparams::LayerHParams;
 use crate::placement::{Buffer, Placement};
@@ -87,22 +86,18 @@ impl<'g> Builder<'g> {
     /// Hadamard matrices for quantized keys and values: as wide as all heads allow, 64 for values.
     pub(super) fn inp_rot(&'g self, kind: CacheKind) -> (Option<Node<'g>>, Option<Node<'g>>) {
         let Some(cache) = self.cache(kind) else { return (None, None) };
-        let [k, v] = cache.rotations(&self.keepers().0.hparams);
+        let [k, v] = cache.rotations(&self.keepers().0.hparams, self.arch);
         let matrix = |n: u64| self.draft.input(f32(), &[n, n]);
         (k.map(matrix), v.map(matrix))
     }
 
-    /// The matrices of one layer: the inputs, or its own beside its cache.
-    pub(super) fn rotations(&self, inputs: &CacheInputs<'g>, il: u32) -> (Option<Node<'g>>, Option<Node<'g>>) {
+    /// A matrix for one layer: the input, or the layer's own beside its cache.
+    pub(super) fn own_rot(&self, rot: Option<Node<'g>>, il: u32) -> Option<Node<'g>> {
+        if !self.plan.rules.rotations_cached {
+            return rot;
+        }
         let home = self.home(il).filter(|_| self.plan.offload_kqv).map_or(Buffer::Cpu, Buffer::Device);
-        let own = |rot: Node<'g>| {
-            if self.plan.rules.rotations_cached {
-                self.draft.hold(f32(), &rot.shape(), Held::Weight(home))
-            } else {
-                rot
-            }
-        };
-        (inputs.k_rot.map(own), inputs.v_rot.map(own))
+        rot.map(|rot| self.draft.hold(f32(), &rot.shape(), Held::Weight(home)))
     }
 
     /// The caches that are read, and where their layers are: the target's, where a draft model has none.

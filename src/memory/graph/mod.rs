@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 pub use self::error::Error;
 use self::tensor::{Draft, Graph, Held, Id, Node, Op, TOO_LARGE};
 use super::caches::{CacheKind, Caches};
-use crate::arch::{Arch, LayerInputs, Norm};
+use crate::arch::{Arch, LayerInputs, Norm, Pick};
 use crate::gguf::Value;
 use crate::model::Model;
 use crate::model::hparams::{HParams, LayerHParams};
@@ -47,23 +47,24 @@ pub struct Plan<'a> {
     pub rules: Rules,
     pub batch: Batch,
     pub flash_attn: bool,
-    pub hyper: Hyper,
+    pub fused: Fused,
     /// Caches lie with their layers instead of on the host.
     pub offload_kqv: bool,
     /// Every layer and the output are on devices.
     pub full_offload: bool,
 }
 
-/// Which steps of hyper-connections are one operation each (`fused_dsv4_hc_pre` and its siblings).
+/// What is one operation: steps of hyper-connections, masks of chosen cells (`fused_dsv4_hc_pre` and its siblings).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hyper {
+pub struct Fused {
     pub pre: bool,
     pub comb: bool,
     pub post: bool,
+    pub masks: bool,
 }
 
-impl Hyper {
-    pub const FUSED: Self = Self { pre: true, comb: true, post: true };
+impl Fused {
+    pub const ALL: Self = Self { pre: true, comb: true, post: true, masks: true };
 }
 
 /// The context beside a drafting one (`ctx_other`): the target's.
@@ -295,6 +296,12 @@ impl<'g> Builder<'g> {
     /// Whether a draft model reads what comes out of the last layer.
     fn taps_output(&self) -> bool {
         self.plan.batch.keeps_rows || self.plan.taps.contains(&self.n_layer)
+    }
+
+    /// When rows are picked by this launch: late only where a draft reads them, from the build on that asks for it.
+    fn pick(&self, pick: Pick) -> Pick {
+        let is_late = matches!(pick, Pick::BeforeNorm | Pick::AfterNorm);
+        if is_late && !self.plan.rules.keeps_nextn_rows && !self.taps_output() { Pick::Early } else { pick }
     }
 
     /// Layers run these blocks.

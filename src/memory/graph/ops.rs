@@ -409,6 +409,12 @@ impl Node<'_> {
         self.draft.make_if(fits, op, ne, &[self, k, weights, mask])
     }
 
+    /// This mask, closed but for these cells (`ggml_top_k_mask`).
+    pub fn top_k_mask(self, cells: Self) -> Self {
+        let (t, ne) = (self.tensor(), cells.shape());
+        self.make(Op::TopKMask, t.ty, [t.ne[0], ne[1], ne[2], ne[3]], &[self, cells])
+    }
+
     /// These residual streams summed by weights of their own, or of each of their elements (`ggml_dsv4_hc_pre`).
     pub fn hc_pre(self, weights: Self) -> Self {
         let (x, w) = (self.shape(), weights.shape());

@@ -56,6 +56,7 @@ pub enum Op {
     Arange,
     Argsort,
     TopK,
+    TopKMask,
     Pool,
     Im2Col,
     Conv2d,

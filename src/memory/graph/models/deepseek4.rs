@@ -4,7 +4,7 @@
 //! `dsv4_build_reserve_comp_plan`, llama.cpp b11434.
 
 use super::super::attention::{Extras, Qkv};
-use super::super::cache::{CacheInputs, rot_size};
+use super::super::cache::CacheInputs;
 use super::super::ffn::{Act, Gating, Moe};
 use super::super::inputs::i64_type;
 use super::super::ops::HEADS;
@@ -14,7 +14,7 @@ use super::dsa::by_stream;
 use super::hyper::{joined, stream, weigh_streams};
 use super::plain::{PLAIN, finish};
 use crate::gguf::GgmlType;
-use crate::gguf::ggml_type::{f16, f32, i32};
+use crate::gguf::ggml_type::{f16, i32};
 use crate::memory::caches::CacheKind;
 
 /// Tokens of a compressed key that the indexer chooses from (`DSV4_CSA_RATIO`).
@@ -209,13 +209,7 @@ fn inp_compressor<'g>(
     let n_seq_max = u64::from(b.plan.numbers.n_seq_max.max(1));
     let n_rows = b.cells(state) * n_seq_max;
     let n_snapshots = b.maybe_cache(state).map_or(1, |cache| u64::from(cache.n_stream) / n_seq_max) - 1;
-    // The Hadamard matrix of compressed keys: of quantized ones, and of the indexer's always.
-    let (full, indexer) = (b.layer(0).head_k, b.indexer_head());
-    let head = if is_indexer { indexer } else { full };
-    let is_rotated = b.cache(keys).is_some_and(|cache| {
-        let is_quantized = cache.type_k.is_quantized && head.is_multiple_of(64);
-        !cache.layers.is_empty() && (is_indexer || full == indexer || is_quantized)
-    });
+    let head = if is_indexer { b.indexer_head() } else { b.layer(0).head_k };
     let rows = |n: u64| b.draft.input(i32(), &[n]);
     let n_persist = b.n_tokens.min(n_rows);
     let pair = |n: u64| (n > 0).then(|| (rows(n), rows(n)));
@@ -235,7 +229,7 @@ fn inp_compressor<'g>(
         write: b.draft.input(i64_type(), &[n_blocks]),
         write_positions: rows(n_blocks),
         mask: inp_mask(b, keys, if is_indexer { f16() } else { b.mask_type() }),
-        k_rot: is_rotated.then(|| b.draft.input(f32(), &[rot_size(head); 2])),
+        k_rot: b.inp_rot(keys).0,
     }
 }
 
@@ -262,7 +256,7 @@ fn compress<'g>(l: Layer<'g>, x: Node<'g>, c: &Compressor<'g>) {
     });
     let keys = (values * scores.soft_max()).sum_rows().permute([1, 0, 2, 3]).cont();
     let keys = turn(l, l.norm(&name("norm"), keys), c.write_positions);
-    l.store_k(c.keys, l.il, l.hadamard(keys, c.k_rot), c.write);
+    l.store_k(c.keys, l.il, l.hadamard(keys, l.own_rot(c.k_rot, l.il)), c.write);
     if let Some(rows) = c.snapshot {
         keep(l, c.state, [0, 1].map(|i| old[i].concat(new[i], 1)), rows);
     }
@@ -296,7 +290,7 @@ fn choose<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, positions: Node<'g>, ind
     let Compressor { head, mask, k_rot, .. } = *indexer;
     let n_head = l.hparam("attention.indexer.head_count");
     let q = turn(l, l.raw_mm("indexer.attn_q_b", low).reshape(&[head, n_head, l.n_tokens]), positions);
-    let q = l.hadamard(q, k_rot);
+    let q = l.hadamard(q, l.own_rot(k_rot, l.il));
     let k = compressed_keys(l, indexer);
     let [q, weights] = by_stream(q, l.raw_mm("indexer.proj", x).scale(), k.ne(3));
     l.best_cells(q, k, weights, mask)
@@ -316,7 +310,8 @@ fn attend<'g>(
     kv: Node<'g>,
     compressed: Option<(&Compressor<'g>, Option<Node<'g>>)>,
 ) -> Node<'g> {
-    let [q, kv] = [q, kv].map(|x| l.hadamard(x, window.k_rot));
+    let rot = l.own_rot(window.k_rot, l.il);
+    let [q, kv] = [q, kv].map(|x| l.hadamard(x, rot));
     l.draft.expand(&[q, kv]);
     l.store_k(window.kind, l.il, kv, window.k_idxs);
     let (mut k, mut mask) = (l.get_k(window.kind, l.il, l.head_k, 1), window.mask);
@@ -324,5 +319,5 @@ fn attend<'g>(
         k = k.concat(compressed_keys(l, c), 2);
         mask = mask.concat(chosen.map_or(c.mask, |chosen| l.mask_of(c.mask, chosen, l.mask_type())), 0);
     }
-    l.hadamard(l.mha(Qkv { q, k, v: k }, mask, None, Extras::default()), window.k_rot)
+    l.hadamard(l.mha(Qkv { q, k, v: k }, mask, None, Extras::default()), rot)
 }

@@ -3,13 +3,13 @@
 //! Source: `src/models/deepseek32.cpp`, `glm-dsa.cpp`, `dots3note.cpp`, `src/llama-graph.cpp` `build_attn` of
 //! `llm_graph_input_attn_k_dsa`, llama.cpp b11434.
 
-use super::super::cache::{CacheInputs, rot_size};
+use super::super::cache::CacheInputs;
 use super::super::tensor::{Node, Op};
 use super::super::{Builder, Layer, Norm};
 use super::mla::SPEC;
 use super::plain::{gate_heads, stack};
 use crate::gguf::GgmlType;
-use crate::gguf::ggml_type::{f16, f32};
+use crate::gguf::ggml_type::f16;
 use crate::memory::caches::CacheKind;
 
 /// What attention and its indexer need from outside.
@@ -25,13 +25,17 @@ pub(super) struct Inputs<'g> {
 impl<'g> Inputs<'g> {
     pub(super) fn new(b: &'g Builder<'g>) -> Self {
         let has_indexer = b.maybe_cache(CacheKind::Indexer).is_some();
-        // An indexer always has a rotation when its keys are as long as the model's.
         let indexer = has_indexer.then(|| {
-            let (kind, n) = (CacheKind::Indexer, rot_size(b.indexer_head()));
-            CacheInputs { mask: b.inp_mask(kind, f16()), k_rot: Some(b.draft.input(f32(), &[n, n])), ..b.inp_k(kind) }
+            let kind = CacheKind::Indexer;
+            CacheInputs { mask: b.inp_mask(kind, f16()), k_rot: b.inp_rot(kind).0, ..b.inp_k(kind) }
         });
         let windows = (b.arch.name == "dots3note").then(|| b.inp_k(CacheKind::Swa));
-        Self { latent: b.inp_k(CacheKind::Base), indexer, windows, positions: b.inp_pos() }
+        let mut latent = b.inp_k(CacheKind::Base);
+        // The indexer's mask shows the same cells.
+        if let Some(indexer) = indexer.filter(|_| b.plan.rules.fuses_top_k_masks && b.plan.flash_attn) {
+            latent.mask = indexer.mask;
+        }
+        Self { latent, indexer, windows, positions: b.inp_pos() }
     }
 }
 
@@ -86,7 +90,7 @@ fn index<'g>(l: Layer<'g>, low: Node<'g>, x: Node<'g>, indexer: CacheInputs<'g>,
     let k_norm = l.get("indexer.k_norm", "weight");
     let k = l.norm_with(Norm::Layer, k_norm, "indexer.k_norm", l.raw_mm("indexer.attn_k", x));
     let k = k.reshape(&[head, 1, l.n_tokens]).rope(positions, None);
-    let rot = indexer.k_rot.filter(|_| l.arch.name != "hy_v4");
+    let rot = l.own_rot(indexer.k_rot, l.il).filter(|_| l.arch.name != "hy_v4");
     let [q, k] = [q, k].map(|x| rot.map_or(x, |rot| rot.mm(x)));
     l.store_k(CacheKind::Indexer, l.il, k, indexer.k_idxs);
     let k = l.get_k(CacheKind::Indexer, l.il, head, 1);
@@ -125,6 +129,10 @@ impl<'g> Builder<'g> {
 
     /// A mask with all but the chosen cells masked out; `zeros` is the type of what opens them.
     pub(super) fn mask_of(&self, mask: Node<'g>, chosen: Node<'g>, zeros: GgmlType) -> Node<'g> {
+        if self.plan.fused.masks {
+            let m = mask.shape();
+            return mask.top_k_mask(chosen.reshape(&[chosen.ne(0), m[1], m[2], m[3]]));
+        }
         let all = mask.op(Op::Fill);
         let (t, c) = (all.tensor(), chosen.tensor());
         let all = all.view(&[1, t.ne[0], t.ne[1], t.ne[3]], &t.nb[..3], 0);

@@ -17,16 +17,24 @@ pub(super) fn gemma4<'g>(b: &'g Builder<'g>) {
     let mut rows = b.inp_embd(Embeddings { token_scaled: true, ..Embeddings::default() });
     let (positions, attn, out_ids) = (b.inp_pos(), b.inp_attn(), b.inp_out_ids());
     let per_layer = per_layer_inputs(b, rows);
+    let is_early = b.pick(Pick::AfterNorm) == Pick::Early;
     for l in b.layers() {
         l.tap(rows);
-        let x = attention(l, l.norm("attn_norm", rows), &attn, positions);
+        let mut x = attention(l, l.norm("attn_norm", rows), &attn, positions);
+        if is_early {
+            [x, rows] = l.only_outputs(out_ids, [x, rows]);
+        }
         let middle = l.norm("post_attention_norm", x) + rows;
         let post_norm = l.weight("post_ffw_norm");
         rows = feed_forward(l, middle).norm(Norm::Rms, Some(post_norm), None) + middle;
         if let Some(inputs) = per_layer {
             let [width, n_tokens, ..] = inputs.shape();
-            let own = inputs.view(&[width, n_tokens], &[4 * width], 4 * u64::from(l.il) * width * n_tokens);
-            let x = l.mm("proj", l.mm("inp_gate", rows).gelu() * own);
+            let mut own = inputs.view(&[width, n_tokens], &[4 * width], 4 * u64::from(l.il) * width * n_tokens);
+            let gate = l.mm("inp_gate", rows).gelu();
+            if is_early {
+                [own] = l.only_outputs(out_ids, [own]);
+            }
+            let x = l.mm("proj", gate * own);
             rows = rows + l.norm("post_norm", x);
         }
         rows = l.maybe("layer_output_scale").map_or(rows, |scale| rows * scale);

@@ -122,12 +122,12 @@ impl<'g> Layer<'g> {
     /// The layer's input, how much each stream takes of its output, and how streams mix (`build_hc_pre`).
     pub(super) fn read_mixed(self, name: &str, streams: Node<'g>) -> [Node<'g>; 3] {
         let mixes = self.mixes(name, streams);
-        let comb = if self.plan.hyper.comb {
+        let comb = if self.plan.fused.comb {
             self.probed(mixes.rows.hc_comb(mixes.scale, mixes.base))
         } else {
             self.combination(&mixes, streams.ne(1))
         };
-        let x = if self.plan.hyper.pre {
+        let x = if self.plan.fused.pre {
             self.probed(streams.hc_pre(mixes.pre))
         } else {
             weigh_streams(streams, mixes.pre)
@@ -137,7 +137,7 @@ impl<'g> Layer<'g> {
 
     /// The streams after a layer's output (`build_hc_post`).
     pub(super) fn write_mixed(self, x: Node<'g>, streams: Node<'g>, post: Node<'g>, comb: Node<'g>) -> Node<'g> {
-        if self.plan.hyper.post {
+        if self.plan.fused.post {
             return self.probed(x.hc_post(streams, post, Some(comb)));
         }
         let (p, c) = (post.strides(), comb.strides());

@@ -139,14 +139,15 @@ fn sparse_attention<'g>(
     let iq = index("q", n_index);
     l.store_k(CacheKind::Indexer, l.il, index("k", 1), sparse.k_idxs);
     let ik = l.get_k(CacheKind::Indexer, l.il, dim, 1);
-    let (q, k, v) = (l.hadamard(q, cached.k_rot), l.hadamard(k, cached.k_rot), l.hadamard(v, cached.v_rot));
+    let [k_rot, v_rot] = [cached.k_rot, cached.v_rot].map(|rot| l.own_rot(rot, l.il));
+    let (q, k, v) = (l.hadamard(q, k_rot), l.hadamard(k, k_rot), l.hadamard(v, v_rot));
     l.draft.expand(&[q, k, v]);
     l.store_k(cached.kind, l.il, k, cached.k_idxs);
     l.store_v(cached.kind, l.il, v, cached.v_idxs);
     let k = l.get_k(cached.kind, l.il, l.head_k, l.n_kv);
     let v = l.get_v(cached.kind, l.il, l.head_v, l.n_kv);
     let stream = |s| stream(l, s, (iq, ik), (q, k, v), sparse);
-    l.hadamard(joined(sparse.mask.ne(3), stream, |rows, part| rows.concat(part, 1)), cached.v_rot)
+    l.hadamard(joined(sparse.mask.ne(3), stream, |rows, part| rows.concat(part, 1)), v_rot)
 }
 
 /// Sparse attention of one stream.

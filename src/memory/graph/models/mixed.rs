@@ -166,6 +166,7 @@ pub(super) fn lfm2<'g>(b: &'g Builder<'g>) {
 /// nemotron_h and nemotron_h_moe: a state-space, an attention or a feed-forward part by layer.
 pub(super) fn nemotron_h<'g>(b: &'g Builder<'g>) {
     let (mut rows, states, attn, out_ids) = (b.tokens(), b.inp_rs(), b.inp_attn(), b.inp_out_ids());
+    let is_early = b.pick(Pick::AfterNorm) == Pick::Early;
     for l in b.layers() {
         l.tap(rows);
         let x = l.norm("attn_norm", rows);
@@ -176,7 +177,8 @@ pub(super) fn nemotron_h<'g>(b: &'g Builder<'g>) {
         } else {
             nemotron_ffn(l, x)
         };
-        rows = x + rows;
+        let [x, residual] = if is_early { l.only_outputs(out_ids, [x, rows]) } else { [x, rows] };
+        rows = x + residual;
     }
     if b.taps_output() {
         rows.mark_output();

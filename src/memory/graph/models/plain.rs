@@ -92,7 +92,7 @@ pub(super) fn layer<'g>(
         Pre::Raw => residual,
     };
     let rows = mix(if l.has("attn_norm_2") { norm("attn_norm_2", residual) } else { normed });
-    let early = spec.pick == Pick::Early;
+    let early = l.b.pick(spec.pick) == Pick::Early;
     let rows = [rows, residual, normed];
     let [rows, residual, normed] = if early { l.only_outputs(out_ids, rows) } else { rows };
     let rows = scaled(spec.attn_post_norm.map_or(rows, |name| norm(name, rows)));
@@ -129,12 +129,13 @@ pub(super) fn layer<'g>(
 
 /// The last norm and the logits.
 pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, out_ids: Node<'g>) {
-    if spec.pick == Pick::BeforeNorm {
+    let pick = b.pick(spec.pick);
+    if pick == Pick::BeforeNorm {
         rows = rows.mark_output().get_rows(out_ids);
     }
     rows = if spec.pre == Pre::Bare { rows.norm(spec.norm, None, None) } else { b.output_norm(rows, spec.norm) };
     rows.mark_output();
-    if spec.pick == Pick::AfterNorm {
+    if pick == Pick::AfterNorm {
         rows = rows.get_rows(out_ids).mark_output();
     }
     let mut logits = b.lm_head(rows);

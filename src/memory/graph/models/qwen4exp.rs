@@ -197,7 +197,7 @@ fn mixed_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, 
     let weights = ["norm", "down", "up"].map(|part| l.weight(&format!("{name}_{part}")));
     let (normed, gate) = stream_gates(streams, weights);
     let ne = streams.shape();
-    let x = if l.plan.hyper.pre {
+    let x = if l.plan.fused.pre {
         l.probed(normed.reshape(&ne).hc_pre(gate.reshape(&ne)))
     } else {
         gated_mean(normed, gate, ne)
@@ -214,7 +214,7 @@ fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, N
 /// The streams after a layer's output (`build_hc_combine`).
 fn write_streams<'g>(l: Layer<'g>, x: Node<'g>, streams: Node<'g>, inject: Node<'g>) -> Node<'g> {
     let taken = inject.scale().sigmoid().scale();
-    if l.plan.hyper.post {
+    if l.plan.fused.post {
         return l.probed(x.hc_post(streams, taken, None));
     }
     let [width, n_streams, n_tokens, _] = streams.shape();
