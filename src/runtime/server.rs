@@ -24,6 +24,7 @@ use super::{
 };
 use crate::files::temporary::Folder;
 use crate::machine::Isa;
+use crate::run::build::release;
 use crate::run::{Choice as _, LoadMode, Program, RunConfig, args, flags, groups, is_speculation, spelling};
 use crate::speed::samples::{self, BenchRow};
 
@@ -241,8 +242,11 @@ fn variant(log: &str) -> Option<Isa> {
     })
 }
 
-/// The build's number in `version: 0.6.0-dev (build 11434, commit …)` or `version: 4567 (abcdef)`.
+/// The build's number in `version: 0.6.0-dev (build 11434, commit …)`, `version: 4567 (abcdef)` or, of a release, `version: 0.6.0`.
 fn number(line: &str) -> Option<u32> {
+    if let Some(build) = line.strip_prefix("version: ").and_then(release) {
+        return Some(build);
+    }
     let groups = Regex::new(r"(?:build |version: )(\d+)(?:[^.\d]|$)").ok()?.captures(line)?;
     groups.get(1)?.as_str().parse().ok().filter(|number| *number >= FIRST_RELEASE)
 }
@@ -840,7 +844,7 @@ mod tests {
             ("version: 0.6.0-dev (build 11434, commit sdist-11434)", Some(11434)),
             ("version: 0.1.0-dev (build 1, commit 7e4c0a9)", None),
             ("version: 4567 (abcdef0)", Some(4567)),
-            ("version: 0.6.0", None),
+            ("version: 0.6.0", Some(11434)),
             ("version: 99999999999999", None),
         ] {
             assert_eq!(number(line), expected, "{line}");
