@@ -117,6 +117,7 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
         checkup,
         name: held.name.clone(),
         variants,
+        projected: None,
     })
 }
 

@@ -178,7 +178,7 @@ const LINTS: &[Rule] = &[
                  {} builds away",
                 build.abs_diff(read)
             ),
-            "compare with `llama-fit-params -fitp on` of that build",
+            "`moeplan check --ask` shows what an installed llama-fit-params of that build says, too",
         )
     }),
     ("rule-matches-nothing", Warning, |facts| {

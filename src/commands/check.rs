@@ -17,13 +17,15 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::gguf::{self, Gguf};
 use crate::inspection::Warning;
+use crate::memory;
 use crate::model::Model;
 use crate::number::tokens;
 use crate::plan::Turn;
 use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
-use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, visible};
+use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, parse, visible};
+use crate::runtime::projection;
 use crate::runtime::server::config_files;
 use crate::suggest::Refusal;
 
@@ -58,6 +60,9 @@ pub struct Args {
     /// Tokens already in the context.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
     depth: u32,
+    /// Also ask the llama-fit-params of this computer, PROGRAM or the one beside llama-server, and show both answers.
+    #[arg(long, help_heading = OWN, value_name = "PROGRAM", num_args = 0..=1, require_equals = true)]
+    ask: Option<Option<PathBuf>>,
     /// What the model of the command would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
@@ -96,9 +101,23 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     };
     let look = |held: &Held| ask::check::check(held, asked, &Here { args, folder: &folder, output });
     if let [only] = held.as_slice() {
-        let checked = look(only)?;
+        let mut checked = look(only)?;
+        if let Some(program) = &args.ask {
+            let mut command = parse::launch(only, &environment, asked.target)?;
+            let (model, _) = Here { args, folder: &folder, output }.model(&mut command)?;
+            let Some(ModelSource::Path(path)) = &command.model else {
+                let hint = "give the command's model as `-m FILE`";
+                return Err(Refusal::new("`--ask` needs a model on this computer", hint).into());
+            };
+            let run = RunConfig { program: Program::FitParams, fit: false, ..command.run };
+            let predicted = memory::forecast(&model, &machine, &run)?.target;
+            checked.projected = Some(projection::of(program.as_deref(), path, &run, predicted)?);
+        }
         output.show(&checked)?;
         return Ok(outcome(&checked.checkup));
+    }
+    if args.ask.is_some() {
+        return Err(Refusal::new("`--ask` takes one command", "check a section of the file alone").into());
     }
     let row = |held: &Held| match look(held) {
         Ok(checked) => CheckRow::Checked(Box::new(checked)),

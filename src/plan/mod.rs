@@ -22,7 +22,7 @@ use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
-use crate::memory::{self, HOST};
+use crate::memory::{self, HOST, MemoryByDevice};
 use crate::model::Model;
 use crate::placement;
 use crate::quantize::WhatIf;
@@ -69,6 +69,22 @@ pub struct Checked {
     /// Every combination of a grid of llama-bench; the figures are those of the largest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<Variant>,
+    /// What `--ask` found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projected: Option<Projected>,
+}
+
+/// What an installed llama.cpp projects for a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Projected {
+    pub program: String,
+    /// What it says to `--version`; untrusted text.
+    pub version: String,
+    /// Whole MiB, rounded down, without overhead.
+    pub memory: MemoryByDevice,
+    /// What is predicted for that program. llama-fit-params reserves other outputs than llama-server.
+    pub predicted: MemoryByDevice,
 }
 
 /// One of the launches that a command makes in turn.

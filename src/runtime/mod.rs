@@ -30,6 +30,7 @@ mod embedded;
 pub mod log;
 pub mod nvml;
 pub mod process;
+pub mod projection;
 pub mod sampler;
 pub mod sandbox;
 pub mod server;

@@ -147,7 +147,7 @@ fn program_name(name: &str) -> String {
     format!("{name}{}", std::env::consts::EXE_SUFFIX)
 }
 
-fn is_program(path: &Path) -> bool {
+pub(super) fn is_program(path: &Path) -> bool {
     let Ok(metadata) = std::fs::metadata(path) else { return false };
     #[cfg(unix)]
     let runs = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 != 0;
@@ -199,7 +199,7 @@ fn listed(program: &mut Command, rpc: &[String]) -> Result<Vec<DeviceInfo>, Erro
 }
 
 /// What a program prints, on both streams.
-fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
+pub(super) fn ask(program: &Path, arguments: &[&str]) -> Result<String, Error> {
     answer(&mut command(program), arguments)
 }
 

@@ -4,14 +4,14 @@ use super::compare::Summary;
 use super::memory::{by_device, counted, main_memory, size};
 use super::speed::{Entry, Unit::Rate, chart};
 use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, placement};
-use crate::bytes::Bytes;
+use crate::bytes::{Bytes, MIB};
 use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{Basis, HOST, What};
 use crate::number::{rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
-use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Strategy, Variant};
+use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::Choice as _;
@@ -36,6 +36,7 @@ impl Document for Checked {
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check)).collect()));
         page.push(by_device(check));
+        page.push(self.projected.iter().flat_map(projected));
         show_main_memory(check, &mut page);
         page.push(parts(check));
         page.push(after_fitting(check));
@@ -184,6 +185,30 @@ fn parts(check: &Checkup) -> Option<Block> {
     });
     let table = Table::rows_of("part|device|>model|>context|>compute|file", rows);
     Block::table("What is loaded", table).filter(|_| check.parts.len() > 1)
+}
+
+/// An installed llama.cpp's own projection beside ours.
+fn projected(asked: &Projected) -> Vec<Block> {
+    let rows = asked.memory.iter().flat_map(|(device, theirs)| {
+        let ours = asked.predicted.get(device).copied().unwrap_or_default();
+        let terms = [
+            ("model", ours.model, theirs.model),
+            ("context", ours.context, theirs.context),
+            ("compute", ours.compute, theirs.compute),
+        ];
+        terms.map(|(term, ours, theirs)| {
+            // It prints whole MiB.
+            let verdict = if ours.0 / MIB == theirs.0 / MIB { "equal" } else { "differs" };
+            row![format!("{device}.{term}"), ours, theirs, verdict]
+        })
+    });
+    let table = Table::rows_of("term|>predicted|>asked|", rows);
+    let said = format!(
+        "Asked: {}, {}. It prints whole MiB of the devices that it finds; its outputs are its own, not llama-server's.",
+        asked.program, asked.version
+    );
+    let table = Block::table("What an installed llama-fit-params says of the same flags", table);
+    [table, Some(Block::Prose(said))].into_iter().flatten().collect()
 }
 
 /// What llama.cpp's own fitting makes of the command.
