@@ -80,9 +80,9 @@ pub struct Planning {
     /// Allow a q8_0 cache if it is faster or makes the launch fit.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub allow_quantized_cache: bool,
-    /// The build of llama.cpp that the command is for: 11434, b11549 …
-    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number, default_value_t = build::REFERENCE))]
-    pub build: u32,
+    /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number))]
+    pub build: Option<u32>,
     /// Show what takes the memory, and what every other choice would give.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub explain: bool,
@@ -108,7 +108,7 @@ impl Default for Planning {
             strategy: None,
             objective: Objective::Turn,
             allow_quantized_cache: false,
-            build: build::REFERENCE,
+            build: None,
             explain: false,
             tensors: false,
             prompt,
@@ -119,10 +119,15 @@ impl Default for Planning {
 }
 
 impl Planning {
+    pub fn target(&self) -> Target {
+        let default = Target::default();
+        Target { build: self.build.unwrap_or(default.build), ..default }
+    }
+
     /// What is asked of the planner beside `settings`, llama.cpp's own flags, of which the last wins.
     pub fn request(&self, model: &Model, machine: &Machine, settings: &[Setting]) -> Result<Request, Error> {
         let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
-        let target = Target { build: self.build, ..Target::default() };
+        let target = self.target();
         if let Some((flag, _)) =
             settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
         {

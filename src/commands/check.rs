@@ -25,6 +25,7 @@ use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
 use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, parse, visible};
+use crate::runtime::detect::installed_build;
 use crate::runtime::projection;
 use crate::runtime::server::config_files;
 use crate::suggest::Refusal;
@@ -46,9 +47,9 @@ pub struct Args {
     /// Answer yes even if this part of the launch is not counted.
     #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
     ignore: Vec<String>,
-    /// The llama.cpp build to check against: the N of bN.
-    #[arg(long, help_heading = OWN, value_name = "N", default_value_t = REFERENCE, value_parser = number)]
-    build: u32,
+    /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
+    #[arg(long, help_heading = OWN, value_name = "N", value_parser = number)]
+    build: Option<u32>,
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
     /// Tokens of the prompt of the turn whose speed is predicted.
@@ -90,7 +91,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let asked = Asked {
         machine: &machine,
         environment: &environment,
-        target: Target { build: args.build, dialect: args.dialect },
+        target: Target { build: args.build.or_else(installed_build).unwrap_or(REFERENCE), dialect: args.dialect },
         options: Options {
             margin: args.machine.margin.unwrap_or_default(),
             tensors: args.tensors || output.format() == Format::Html,

@@ -122,6 +122,7 @@ impl Proposal {
         let mut machine = options.described_machine()?;
         machine.host.isa = engine.isa();
         let mut request = options.request(&model, &machine, &[])?;
+        request.run.target.build = engine.build();
         let servers = bind(engine, &mut machine, &mut request.run)?;
         let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
         Self::of_plan(plan, model, servers, engine)
@@ -129,6 +130,7 @@ impl Proposal {
 
     fn of_plan(plan: Plan, mut model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
+        run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
@@ -148,11 +150,7 @@ impl Proposal {
         if words.first().is_none_or(|word| word.starts_with('-')) {
             words.insert(0, "llama-server".to_string());
         }
-        let build = match engine {
-            Engine::Embedded(_) => EMBEDDED_BUILD,
-            Engine::Server(server) => server.build.number.unwrap_or(REFERENCE),
-        };
-        let target = Target { build, ..Target::default() };
+        let target = Target { build: engine.build(), ..Target::default() };
         let held = held::of_words(&words, &|_| None)?;
         let mut command = parse::launch(&held, &BTreeMap::new(), target)?;
         // The devices that llama.cpp lists are then those that the command sees.
@@ -311,6 +309,13 @@ impl Engine {
         match self {
             Self::Embedded(embedded) => embedded,
             Self::Server(server) => server.as_ref(),
+        }
+    }
+
+    pub fn build(&self) -> u32 {
+        match self {
+            Self::Embedded(_) => EMBEDDED_BUILD,
+            Self::Server(server) => server.build.number.unwrap_or(REFERENCE),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{Objective, Request, Strategy, Turn};
-use crate::run::build;
 use crate::run::flags::{self, Flag, InPlan};
+use crate::runtime::detect::installed_build;
 use crate::suggest::Refusal;
 
 const PLAN: &str = "Plan";
@@ -122,6 +122,7 @@ impl PlanOptions {
     /// `words` are llama.cpp's own after `--`, which win over options.
     pub fn request(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
         let mut planning = self.planning.clone();
+        planning.build = planning.build.or_else(installed_build);
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;
             // The rule set that leaves everything on the devices means that nothing else is moved either.
@@ -193,7 +194,7 @@ impl PlanOptions {
             ("--strategy", planning.strategy.is_some()),
             ("--objective", planning.objective != Objective::Turn),
             ("--allow-quantized-cache", planning.allow_quantized_cache),
-            ("--build", planning.build != build::REFERENCE),
+            ("--build", planning.build.is_some()),
             ("--prompt", planning.prompt != turn.prompt),
             ("--generate", planning.generate != turn.generate),
             ("--depth", planning.depth != turn.depth),

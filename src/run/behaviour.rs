@@ -90,6 +90,21 @@ fn latest<T: Copy>(build: u32, oldest: T, steps: &[(u32, T)]) -> T {
     steps.iter().rev().find(|(since, _)| *since <= build).map_or(oldest, |(_, value)| *value)
 }
 
+/// In the order of the builds that began it.
+const KEEPING: [&str; 11] = [
+    "qwen35",
+    "qwen35moe",
+    "step35",
+    "gemma4",
+    "cohere2moe",
+    "hy_v3",
+    "gpt-oss",
+    "qwen3next",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "bailingmoe3",
+];
+
 rules! {
     /// The prompt's graph is reserved with logits of every token, whatever the program then asks for.
     logits_of_all: bool = true,
@@ -105,9 +120,18 @@ rules! {
     /// Rows of tokens are looked up before all else.
     looks_up_first: bool = false,
         [11434, 11549] true => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_order (PR 30160)";
-    /// Models with a NextN head keep every row of their last layer, whether a draft reads it or not.
-    keeps_nextn_rows: bool = true,
-        [11434, 11549] false => "src/llama-graph.h crop_before_nextn";
+    /// Architectures that keep every row of their last layer for a NextN head, whether a draft reads it or not.
+    keeps_nextn_rows: &'static [&'static str] = &[],
+        [9113, 9246] &KEEPING[..2] => "src/models/qwen35.cpp, qwen35moe.cpp: embeddings_pre_norm_masked",
+        [9479, 9484] &KEEPING[..3] => "src/models/step35.cpp: embeddings_nextn_masked",
+        [9548, 9553] &KEEPING[..4] => "src/models/gemma4.cpp",
+        [9621, 9628] &KEEPING[..5] => "src/models/cohere2moe.cpp",
+        [9986, 9993] &KEEPING[..6] => "src/models/hy-v3.cpp",
+        [10156, 10159] &KEEPING[..7] => "src/models/openai-moe.cpp",
+        [10235, 10240] &KEEPING[..8] => "src/models/qwen3next.cpp",
+        [10338, 10355] &KEEPING[..10] => "src/models/nemotron-h.cpp",
+        [10456, 10472] &KEEPING => "src/models/bailingmoe3.cpp",
+        [11434, 11549] &[] => "src/llama-graph.h crop_before_nextn";
     /// The states of a batch's sequences and of all others are gathered together.
     gathers_states_once: bool = false,
         [11368, 11378] true => "src/llama-graph.cpp build_rs";

@@ -6,6 +6,7 @@ use super::DeviceInfo;
 use super::nvml;
 use super::server;
 use crate::bytes::Bytes;
+use crate::files::{cache_folder, write};
 use crate::machine::Isa;
 
 /// The devices that are here, and who says so.
@@ -32,6 +33,26 @@ pub fn devices(server: Option<&Path>) -> Devices {
 pub fn server() -> Option<PathBuf> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
     server::find(named.as_deref()).ok()
+}
+
+/// The build of [`server`], where it says one. It is asked once: a program with CUDA takes its time to say its version, so the
+/// answer is kept for as long as the file is the same.
+pub fn installed_build() -> Option<u32> {
+    let program = server()?;
+    let file = std::fs::metadata(&program).ok()?;
+    let changed = file.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    let key = format!("{} {} {}", program.display(), file.len(), changed.as_nanos());
+    let kept = cache_folder().map(|folder| folder.join("llama-server.txt"));
+    let known = kept.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    if let Some(version) = known.as_deref().and_then(|text| text.strip_prefix(&key)?.strip_prefix('\n')) {
+        return server::number(version);
+    }
+    let version = server::version(&program).ok()?;
+    if let Some(path) = &kept {
+        // Without it the program is asked again.
+        let _ = write(path, format!("{key}\n{version}").as_bytes(), true);
+    }
+    server::number(&version)
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::server::{ask, beside, find, is_program};
+use super::server::{ask, beside, find, is_program, version};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{MemoryBreakdown, MemoryByDevice};
 use crate::plan::Projected;
@@ -21,7 +21,6 @@ pub fn of(named: Option<&Path>, model: &Path, run: &RunConfig, predicted: Memory
     words.extend(args(run));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let printed = ask(&program, &words)?;
-    let version = ask(&program, &["--version"])?;
     let memory = memory(&printed);
     if memory.is_empty() {
         let last = printed.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
@@ -31,8 +30,7 @@ pub fn of(named: Option<&Path>, model: &Path, run: &RunConfig, predicted: Memory
             "does the command run with it? leave `--ask` out for moeplan's answer alone",
         ));
     }
-    let line = version.lines().find(|line| line.contains("version")).unwrap_or_default().trim();
-    Ok(Projected { program: program.display().to_string(), version: line.to_string(), memory, predicted })
+    Ok(Projected { program: program.display().to_string(), version: version(&program)?, memory, predicted })
 }
 
 fn program(named: Option<&Path>) -> Result<PathBuf, Error> {

@@ -156,9 +156,9 @@ pub(super) fn is_program(path: &Path) -> bool {
     metadata.is_file() && runs
 }
 
-pub fn probe(program: &Path) -> Result<Build, Error> {
+/// The line in which a program says its version.
+pub(super) fn version(program: &Path) -> Result<String, Error> {
     let version = ask(program, &["--version"])?;
-    let help = ask(program, &["--help"]).unwrap_or_default();
     let line = version.lines().find(|line| line.contains("version:")).or_else(|| version.lines().next());
     let line = line.unwrap_or_default().trim().to_string();
     if !line.contains("version") {
@@ -166,6 +166,12 @@ pub fn probe(program: &Path) -> Result<Build, Error> {
         let message = format!("`{program}` is not a llama-server: when asked for its version, it says `{line}`");
         return Err(Error::setup(message, NAME_IT));
     }
+    Ok(line)
+}
+
+pub fn probe(program: &Path) -> Result<Build, Error> {
+    let line = version(program)?;
+    let help = ask(program, &["--help"]).unwrap_or_default();
     let flags = flags(&help);
     let isa = if flags.contains("-lv") { picked(program)? } else { None };
     let isa = isa.unwrap_or_else(super::detect::isa);
@@ -243,7 +249,7 @@ fn variant(log: &str) -> Option<Isa> {
 }
 
 /// The build's number in `version: 0.6.0-dev (build 11434, commit …)`, `version: 4567 (abcdef)` or, of a release, `version: 0.6.0`.
-fn number(line: &str) -> Option<u32> {
+pub(super) fn number(line: &str) -> Option<u32> {
     if let Some(build) = line.strip_prefix("version: ").and_then(release) {
         return Some(build);
     }

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(unix)]
+mod builds;
 mod cmd;
 mod doctor;
 mod frozen;

@@ -373,10 +373,15 @@ const TWELVE: [&str; 12] = [
 fn no_plan_overflows_a_card_of_its_size() {
     let nvidia = || CARDS.iter().filter(|card| card.is_nvidia());
     let sizes: BTreeSet<u32> = nvidia().flat_map(|card| card.sold.iter().map(|sold| sold.gb)).collect();
+    let is_full = std::env::var_os("MOEPLAN_FULL").is_some();
     let mut judged = 0;
     for (at, name) in TWELVE.into_iter().enumerate() {
         let model = model(name, &Wish::default());
         for (nth, gb) in sizes.iter().enumerate() {
+            // Each size with four of the models, unless all is asked for.
+            if (at + nth) % 3 != 0 && !is_full {
+                continue;
+            }
             let host = Host { ram: Some(Bytes(1024 * GIB)), cores: Some(16), ..Host::default() };
             let device = Device::parse(&format!("CUDA0={gb}G")).unwrap();
             assert_eq!(device.sold_as, Some(*gb));
@@ -402,7 +407,7 @@ fn no_plan_overflows_a_card_of_its_size() {
             }
         }
     }
-    assert!(judged >= 300, "{judged} cards were judged");
+    assert!(judged >= if is_full { 300 } else { 100 }, "{judged} cards were judged");
 }
 
 /// Reports tell of launches on 8 GB P104-100 that loaded and answered prompts, with 84 to 160 MiB beyond llama.cpp's own sum. Five like

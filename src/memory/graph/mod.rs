@@ -298,10 +298,11 @@ impl<'g> Builder<'g> {
         self.plan.batch.keeps_rows || self.plan.taps.contains(&self.n_layer)
     }
 
-    /// When rows are picked by this launch: late only where a draft reads them, from the build on that asks for it.
+    /// When rows are picked by this launch: late where a draft reads them, or where the build keeps them anyway.
     fn pick(&self, pick: Pick) -> Pick {
         let is_late = matches!(pick, Pick::BeforeNorm | Pick::AfterNorm);
-        if is_late && !self.plan.rules.keeps_nextn_rows && !self.taps_output() { Pick::Early } else { pick }
+        let keeps = self.plan.rules.keeps_nextn_rows.contains(&self.arch.name) || self.taps_output();
+        if is_late && !keeps { Pick::Early } else { pick }
     }
 
     /// Layers run these blocks.

@@ -395,13 +395,13 @@ impl State {
     fn check(&self, model: &str, text: &str, wish: &Wishes) -> anyhow::Result<Answer> {
         let held = sources::of_text(Kind::of("", text), text, &|_| None)?;
         let machine = wish.machine.machine()?;
-        let Planning { build, prompt, generate, depth, .. } = wish.planning;
+        let Planning { prompt, generate, depth, .. } = wish.planning;
         let margin = wish.margin.as_deref().map(str::parse).transpose()?.unwrap_or_default();
         let turn = Some(Turn { prompt, generate, depth });
         let asked = Asked {
             machine: &machine,
             environment: &BTreeMap::new(),
-            target: Target { build, ..Target::default() },
+            target: wish.planning.target(),
             options: Options { margin, tensors: true, turn, ..Options::default() },
         };
         let look = |held| check::check(held, asked, &OfPage { state: self, model });
