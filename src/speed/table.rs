@@ -54,7 +54,7 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
     let unified = backend == Backend::Metal;
     DeviceRates {
         weights: figures.bandwidth * 0.9 / (1.0 + figures.bandwidth / FILLED),
-        products,
+        products: WIDE * products,
         attention: 2.0 * products,
         cache: figures.bandwidth * 0.4,
         op: figures.op,
@@ -69,6 +69,10 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
         basis,
     }
 }
+
+/// The rate of products without what the ends of rows cost (`work.rs` `ROW_REST`), by that of the table, which is of rows of some
+/// 1,500 elements.
+const WIDE: f64 = 1.5;
 
 /// GB/s of which the matrices of one token fill half.
 const FILLED: f64 = 4000.0;

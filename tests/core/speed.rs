@@ -55,13 +55,13 @@ fn words(argv: &[&str], vram_mib: u64) -> Vec<String> {
 #[test]
 fn launches_of_an_h100_are_predicted() {
     let models = [("gpt-oss-20b", "F16", "gpt-oss-20b"), ("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b")];
-    launches_are_predicted("h100-compare.jsonl", &models, &["h100.json", "h100-live.json"], 12, [0.15, 0.15]);
+    launches_are_predicted("h100-compare.jsonl", &models, &["h100.json", "h100-live.json"], 12, [0.12, 0.12]);
 }
 
 #[test]
 fn models_that_no_calibration_saw_are_predicted() {
     let models = [("deepseek-v2-lite", "Q4_K_M", "deepseek-v2-lite"), ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M")];
-    launches_are_predicted("h200-compare.jsonl", &models, &["h200-live.json"], 7, [0.20, 0.15]);
+    launches_are_predicted("h200-compare.jsonl", &models, &["h200-live.json"], 7, [0.15, 0.15]);
 }
 
 /// Holds the medians of the errors of pp and tg over at least so many launches; `models` are a name, a recipe and a file's stem.
@@ -74,7 +74,9 @@ fn launches_are_predicted(
 ) {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let rows = std::fs::read_to_string(data.join("measured").join(measured)).expect("measured rows");
-    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).expect("a row"));
+    // Of one card: there is no machine file of two.
+    let rows: Vec<Value> = rows.filter(|row| row["vram_mib"].is_u64()).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let mut launches = BTreeMap::new();
     for row in rows.iter().filter(|row| text(row, "kind") == "loaded") {
