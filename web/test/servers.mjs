@@ -6,14 +6,14 @@ import { extname, join, normalize } from "node:path";
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".wasm": "application/wasm" };
 const OPEN = { "access-control-allow-origin": "*", "access-control-expose-headers": "Content-Range, ETag, Link" };
 
-async function listening(handle) {
+async function listening(handle, port = 0) {
   const server = createServer(handle);
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  await new Promise((done) => server.listen(port, "127.0.0.1", done));
   return { server, origin: `http://127.0.0.1:${server.address().port}`, close: () => server.closeAllConnections() ?? server.close() };
 }
 
 /** The page, as any static host serves it; `hub` stands in for Hugging Face. */
-export function pages(folder, hub) {
+export function pages(folder, hub, port) {
   return listening(({ url }, answer) => {
     const path = normalize(new URL(url, "http://h").pathname).replace(/\/$/, "/index.html");
     try {
@@ -23,7 +23,7 @@ export function pages(folder, hub) {
     } catch {
       answer.writeHead(404).end();
     }
-  });
+  }, port);
 }
 
 /** A range of a file, with what the hub's storage says of it. */
