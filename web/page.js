@@ -7,7 +7,7 @@ const by = (id) => document.getElementById(id);
 const form = by("question");
 const fields = form.elements;
 const library = new Library();
-const hub = new Hub(document.querySelector("meta[name=hub]").content);
+const hub = new Hub(document.querySelector("meta[name=hub]").content, () => by("token").value.trim());
 
 /** What the first visit shows. */
 const FIRST = { model: "gpt-oss-120b", gpu: "RTX 4090", ram: "64G", kind: "ddr5-6000x2" };
@@ -47,10 +47,7 @@ const thousands = (n) => Math.round(n).toLocaleString("en");
 
 // A narrow screen has the form under the launch, a wide one before it; keyboards and readers meet them as they are seen.
 const narrow = matchMedia("(max-width: 56rem)");
-function arrange() {
-  for (const fold of form.querySelectorAll("details")) fold.open = !narrow.matches;
-  form.parentNode.insertBefore(form, narrow.matches ? by("more") : form.parentNode.firstChild);
-}
+const arrange = () => form.parentNode.insertBefore(form, narrow.matches ? by("more") : form.parentNode.firstChild);
 narrow.addEventListener("change", arrange);
 arrange();
 
@@ -403,7 +400,7 @@ function save(name, type, text) {
 
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("change", (event) => {
-  if (event.target.id === "address" || event.target.id === "files") return;
+  if (["address", "token", "files"].includes(event.target.id)) return;
   if (event.target.name === "model") chooseRecipe();
   if (tab === "compare" && ["model", "recipe"].includes(event.target.name)) showChoices();
   ask();
