@@ -1,5 +1,6 @@
 //! What can be asked, and the answers: documents of the library, from headers that are kept by name.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -213,6 +214,8 @@ pub struct State {
 
 struct Opened {
     gguf: Gguf,
+    /// The model of it, once one was asked about.
+    model: OnceCell<Model>,
     shown: String,
 }
 
@@ -271,8 +274,11 @@ impl State {
 
     /// A model as it is asked about: with what llama.cpp is told of it, and the projector that is loaded beside it.
     fn asked(&self, model: &str, wish: &Wishes) -> anyhow::Result<(Model, String, Machine, Request)> {
-        let Opened { gguf, shown } = self.opened(model)?;
-        let mut model = Model::from_gguf(gguf.clone())?;
+        let Opened { gguf, model, shown } = self.opened(model)?;
+        if model.get().is_none() {
+            let _ = model.set(Model::from_gguf(gguf.clone())?);
+        }
+        let mut model = model.get().context("internal error: no model")?.clone();
         let machine = wish.machine.machine()?;
         let margin = wish.margin(&machine)?;
         let request = wish.planning.request(&model, &machine, &kept(&wish.words)?)?;
@@ -331,7 +337,7 @@ impl State {
         let plan::ModelSummary { name, path, bytes, context_length, .. } = plan::summary(&read, &shown.unwrap_or(path));
         let files = gguf.files.len();
         let header = gguf.files.first().map_or(0, |file| file.data_offset);
-        self.models.insert(model, Opened { gguf, shown: path.clone() });
+        self.models.insert(model, Opened { gguf, model: OnceCell::new(), shown: path.clone() });
         Answer::Model(Summary { name: name.unwrap_or_default(), path, bytes, context_length, files, header })
     }
 
