@@ -45,8 +45,8 @@ async function request(url, headers) {
   }
   if (answer.ok) return answer;
   const [meaning, hint] = {
-    401: [" (not signed in)", "the repository is private, gated or does not exist; with HF_TOKEN set the program can read it"],
-    403: [" (not allowed)", "the repository is private, gated or does not exist; with HF_TOKEN set the program can read it"],
+    401: [" (not signed in)", "the repository is private, gated or does not exist; one of the Hugging Face hub is read with a token of yours"],
+    403: [" (not allowed)", "the repository is private, gated or does not exist; one of the Hugging Face hub is read with a token of yours"],
     404: [" (no such file or repository)", "check owner, name and file"],
     429: [" (too many requests)", "wait a while"],
   }[answer.status] ?? [answer.status >= 500 ? " (the server's own error)" : "", "try again later"];
@@ -72,13 +72,13 @@ async function body(url, answer, most) {
   return new Uint8Array(await new Blob(parts).slice(0, most).arrayBuffer());
 }
 
-/** A file at an address, read by ranges; `bytes` is its length where that is known. */
-export function ofAddress(url, path = url, bytes = null) {
+/** A file at an address, read by ranges; `bytes` is its length where that is known, `headers` what else is sent. */
+export function ofAddress(url, path = url, bytes = null, headers = () => ({})) {
   let tag;
   const reader = { path, bytes, url };
   reader.read = async (from, to) => {
     const last = (reader.bytes === null ? to : Math.min(to, reader.bytes)) - 1;
-    const answer = await request(url, { Range: `bytes=${from}-${last}` });
+    const answer = await request(url, { ...headers(), Range: `bytes=${from}-${last}` });
     if (answer.headers.get("content-type")?.startsWith("text/html")) {
       throw new Refusal(`${url}: the server answers with a web page instead of a GGUF file`, "on Hugging Face, the file's own address has /resolve/ instead of /blob/");
     }
@@ -151,8 +151,10 @@ export async function openBeside(library, model, readers, shown, whole) {
 
 /** The Hugging Face hub. */
 export class Hub {
-  constructor(endpoint) {
+  /** `token` gives a person's token, or nothing. Browsers do not send it on to the storage that the hub redirects to. */
+  constructor(endpoint, token = () => "") {
     this.endpoint = endpoint;
+    this.headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
   }
 
   /** The models of a repository, and which one `which` means. */
@@ -160,7 +162,7 @@ export class Hub {
     let next = `${this.endpoint}/api/models/${repo}/tree/main?recursive=true`;
     const pages = [];
     while (next && pages.length < PAGES) {
-      const answer = await request(next, {});
+      const answer = await request(next, this.headers());
       pages.push(await body(next, answer, 16 << 20));
       const link = /<([^>]+)>;\s*rel="next"/.exec(answer.headers.get("link") ?? "");
       next = link && new URL(link[1], next).origin === new URL(next).origin ? new URL(link[1], next).href : null;
@@ -171,7 +173,7 @@ export class Hub {
   /** The readers of one of them; its path is what llama.cpp is told. */
   readers(repo, quant) {
     const plain = (path) => path.split("/").map(encodeURIComponent).join("/");
-    return quant.files.map(({ path, bytes }) => ofAddress(`${this.endpoint}/${repo}/resolve/main/${plain(path)}`, undefined, bytes));
+    return quant.files.map(({ path, bytes }) => ofAddress(`${this.endpoint}/${repo}/resolve/main/${plain(path)}`, undefined, bytes, this.headers));
   }
 }
 

@@ -7,10 +7,12 @@ const by = (id) => document.getElementById(id);
 const form = by("question");
 const fields = form.elements;
 const library = new Library();
-const hub = new Hub(document.querySelector("meta[name=hub]").content);
+const hub = new Hub(document.querySelector("meta[name=hub]").content, () => by("token").value.trim());
 
 /** What the first visit shows. */
 const FIRST = { model: "gpt-oss-120b", gpu: "RTX 4090", ram: "64G", kind: "ddr5-6000x2" };
+/** Between a launch and what takes longer, in milliseconds: a field that moves on does not wait for it. */
+const PAUSE = 120;
 /** Type mixes that are compared before a person chooses others. */
 const USUAL = ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"];
 const WORDS = {
@@ -31,6 +33,7 @@ let recipes = [];
 let tab = "plan";
 /** What is shown: `{ document, html, name }`, and the questions that ask for it. */
 let shown = null;
+const saves = [by("save-json"), by("save-report")];
 /** What was opened under which name. */
 const opened = new Map();
 
@@ -42,8 +45,11 @@ const element = (name, properties = {}, ...children) => {
 const gib = (bytes) => (bytes / 2 ** 30).toFixed(1);
 const thousands = (n) => Math.round(n).toLocaleString("en");
 
-// A small screen shows the answer sooner.
-if (matchMedia("(max-width: 56rem)").matches) for (const fold of form.querySelectorAll("details")) fold.open = false;
+// A narrow screen has the form under the launch, a wide one before it; keyboards and readers meet them as they are seen.
+const narrow = matchMedia("(max-width: 56rem)");
+const arrange = () => form.parentNode.insertBefore(form, narrow.matches ? by("more") : form.parentNode.firstChild);
+narrow.addEventListener("change", arrange);
+arrange();
 
 // The question: fields, words, and the link that holds it.
 
@@ -164,6 +170,12 @@ function sections(html) {
   return [...title, ...parts.map((part) => document.importNode(part, true))];
 }
 
+/** Shows a page: as far as its command above, the rest below. */
+function render(nodes) {
+  by("report").replaceChildren(...nodes);
+  by("more").replaceChildren(...by("report").querySelectorAll("section > .copy ~ *"));
+}
+
 async function copy(button, text) {
   const label = button.textContent;
   try {
@@ -197,12 +209,33 @@ function headline(answer) {
   return parts.join(" ");
 }
 
+function announce(text, verdict = "") {
+  // What has been read out once is not read out again.
+  if (by("headline").textContent !== text) by("headline").textContent = text;
+  by("headline").className = verdict;
+}
+
+function busy(what, is) {
+  by(what).setAttribute("aria-busy", String(is));
+}
+
 function show(answer, text, verdict) {
   shown = answer;
-  by("headline").textContent = text;
-  by("headline").className = verdict ?? "";
-  by("report").replaceChildren(...(answer ? sections(answer.html) : []));
+  announce(text, verdict);
+  render(answer ? sections(answer.html) : []);
+  busy("more", false);
   by("actions").hidden = !answer;
+  for (const button of saves) button.disabled = false;
+}
+
+/** Shows a launch; what is known of the one before stays below, dimmed, and only what is whole can be saved. */
+function showBrief(answer, text, verdict) {
+  announce(text, verdict);
+  by("report").replaceChildren(...sections(answer.html));
+  if (shown?.name !== answer.name) by("more").replaceChildren();
+  busy("more", true);
+  by("actions").hidden = false;
+  for (const button of saves) button.disabled = true;
 }
 
 function fail(error) {
@@ -216,25 +249,27 @@ const verdicts = { comfortable: "good", tight: "caution", after_fit: "caution", 
 async function plan() {
   const model = await openCurrent();
   const projector = await projectorOf(current());
-  const asked = async (planning) => {
+  const asked = async (ask, planning) => {
     const question = { model, wish: wish(planning, projector) };
-    const answer = await library.ask({ ask: "plan", ...question });
+    const answer = await library.ask({ ask, ...question });
     return { ...answer, name: "plan", report: { ask: "report", ...question }, is: JSON.parse(answer.document) };
   };
-  const tell = (answer, more = "") => show(answer, headline(answer.is) + more, verdicts[answer.is.verdict] ?? "bad");
-  // The launch first, then how far its context could go, then why it is so and what else there is.
-  const first = await asked({});
-  tell(first);
-  by("answer").setAttribute("aria-busy", "false");
+  const tell = (how, answer, more = "") => how(answer, headline(answer.is) + more, verdicts[answer.is.verdict] ?? "bad");
+  // The launch first; then, where no field moves on meanwhile, how far its context could go, why it is so and what else there is.
+  const brief = await asked("brief", {});
+  if (again) return;
+  tell(showBrief, brief);
+  busy("answer", false);
+  await new Promise((done) => setTimeout(done, PAUSE));
   let more = "";
-  if (!again && first.is.fits && value("c") !== "max") {
-    const longest = await asked({ ctx_size: "max" });
-    if (longest.is.fits && longest.is.run.n_ctx > first.is.run.n_ctx) more = ` Up to ${thousands(longest.is.run.n_ctx)} fit.`;
+  if (!again && brief.is.fits && value("c") !== "max") {
+    const longest = await asked("brief", { ctx_size: "max" });
+    if (longest.is.fits && longest.is.run.n_ctx > brief.is.run.n_ctx) more = ` Up to ${thousands(longest.is.run.n_ctx)} fit.`;
   }
   if (again) return;
   by("headline").textContent += more;
-  const whole = await asked({ explain: true });
-  if (!again) tell(whole, more);
+  const whole = await asked("plan", { explain: true });
+  if (!again) tell(show, whole, more);
 }
 
 /** The projector that `-hf` loads beside a model of the hub, opened; empty where it cannot be read, null where there is none. */
@@ -327,7 +362,7 @@ async function ask() {
   answer.dataset.state = "asked";
   while (again) {
     again = false;
-    answer.setAttribute("aria-busy", "true");
+    busy("answer", true);
     history.replaceState(null, "", link());
     try {
       await { plan, check, compare }[tab]();
@@ -335,7 +370,7 @@ async function ask() {
       if (!again) fail(error);
     }
   }
-  answer.setAttribute("aria-busy", "false");
+  busy("answer", false);
   answer.dataset.state = "answered";
   running = false;
 }
@@ -365,7 +400,7 @@ function save(name, type, text) {
 
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("change", (event) => {
-  if (event.target.id === "address" || event.target.id === "files") return;
+  if (["address", "token", "files"].includes(event.target.id)) return;
   if (event.target.name === "model") chooseRecipe();
   if (tab === "compare" && ["model", "recipe"].includes(event.target.name)) showChoices();
   ask();
@@ -422,7 +457,7 @@ for (const [at, button] of tabs.entries()) {
   });
 }
 
-by("report").addEventListener("click", ({ target }) => {
+document.querySelector(".columns").addEventListener("click", ({ target }) => {
   if (target.matches("button.copy")) copy(target, target.previousElementSibling.textContent);
 });
 by("copy-link").addEventListener("click", ({ target }) => copy(target, location.href));
@@ -460,3 +495,6 @@ try {
 }
 turnTo(["check", "compare"].includes(question.ask) ? question.ask : "plan");
 await ask();
+
+// Without a network the page works on. What a first visit waits for goes first.
+navigator.serviceWorker?.register("service.js").catch(() => {});

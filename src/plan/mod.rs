@@ -252,10 +252,26 @@ fn solve_with(problem: &Problem<'_>) -> Result<Candidate, Error> {
 }
 
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
+    planned(model, path, machine, request, true)
+}
+
+/// A plan without what llama.cpp's own fitting would choose: that takes as long as everything else.
+#[doc(hidden)]
+pub fn brief(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
+    planned(model, path, machine, request, false)
+}
+
+fn planned(
+    model: &Model,
+    path: &str,
+    machine: &Machine,
+    request: &Request,
+    compares_fitting: bool,
+) -> Result<Plan, Error> {
     let problem = request.problem(model, machine);
     let candidate = solve_with(&problem)?;
     if let Some((machine, request, warning)) = choose::without_idle(machine, request, &candidate) {
-        let mut plan = plan(model, path, &machine, &request)?;
+        let mut plan = planned(model, path, &machine, &request, compares_fitting)?;
         plan.warnings.push(warning);
         return Ok(plan);
     }
@@ -286,7 +302,7 @@ pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> 
         args,
         command,
         placement: candidate.expert_split(&problem),
-        fit_choice: subject.fit_choice()?,
+        fit_choice: if compares_fitting { subject.fit_choice()? } else { None },
         why: subject.why()?,
     })
 }

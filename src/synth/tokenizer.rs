@@ -77,15 +77,15 @@ pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Sc
         vocabulary.types.rotate_right(special.len());
         vocabulary.merges.truncate(vocabulary.merges.len() - special.len());
     }
+    let mut replaced = HashSet::new();
     for (at, token) in (first..).zip(special) {
-        vocabulary.tokens[at].clone_from(token);
+        replaced.insert(std::mem::replace(&mut vocabulary.tokens[at], token.clone()));
         vocabulary.types[at] = kind::CONTROL;
     }
-    // Merges whose parts or result a special token replaced.
-    let known: HashSet<&str> = vocabulary.tokens.iter().map(String::as_str).collect();
+    // No merge is of a token, or makes one, that a special token replaced.
     vocabulary.merges.retain(|merge| {
         let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
-        known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str())
+        ![left, right, &format!("{left}{right}")].into_iter().any(|token| replaced.contains(token))
     });
     assemble(spec, vocabulary, is_bpe).map_err(|problem| spec.bad(problem))
 }

@@ -1,7 +1,7 @@
 // The page in a real browser: every way in, what is shown and saved beside what the program writes, servers that misbehave.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { chromium } from "playwright-core";
@@ -23,10 +23,12 @@ before(async () => {
     await program(["synth", "olmoe-1b-7b", "--recipe", recipe, "-o", file]);
     return file;
   };
+  const q8 = await made("Q8_0");
   hub = await servers.hub({
+    "gated/Model-GGUF": { "olmoe-Q8_0.gguf": q8 },
     [REPO]: {
       "README.md": join(root, "README.md"),
-      "olmoe-Q8_0.gguf": await made("Q8_0"),
+      "olmoe-Q8_0.gguf": q8,
       "olmoe-Q4_K_M.gguf": await made("Q4_K_M"),
       "sub dir/olmoe-Q6_K.gguf": await made("Q6_K"),
       "tiny/split-00001-of-00002.gguf": join(split, "split-00001-of-00002.gguf"),
@@ -84,7 +86,7 @@ test("the first visit has an answer at once", async (t) => {
   t.diagnostic(`the launch after ${await page.evaluate(() => Math.round(globalThis.first))} ms, everything after ${Math.round(performance.now() - began)} ms`);
   assert.match(await page.textContent("#headline"), /^Fits .* GiB on CUDA0, .* GiB of main memory\. About \d+ tokens\/s \(±\d+%\)\. Context [\d,]+ tokens\./);
   assert.match(await page.textContent("#report pre"), /^llama-server -m gpt-oss-120b-/);
-  assert.ok((await page.locator("#report figure").count()) > 1);
+  assert.ok((await page.locator("#more figure").count()) > 1);
   assert.ok((await page.evaluate(() => globalThis.shifts)) < 0.1, `layout shifts: ${await page.evaluate(() => globalThis.shifts)}`);
   await page.screenshot({ path: join(pictures, "wide.png"), fullPage: true });
   assert.deepEqual(page.errors, []);
@@ -163,12 +165,30 @@ test("a repository of the hub, and which of its models fit", async (t) => {
   assert.deepEqual(page.errors, []);
 });
 
+test("a gated repository is read with a token, which goes to the hub alone", async () => {
+  const page = await visit(question());
+  const answers = async (text) => {
+    await page.fill("#address", "gated/Model-GGUF");
+    await page.click("#read");
+    await page.waitForFunction((text) => document.querySelector("#report").textContent.includes(text), text);
+    return answered(page);
+  };
+  await answers("with a token of yours");
+  await page.fill("#token", "hf_right");
+  await answers("gated/Model-GGUF");
+  assert.equal(hub.counts.tokens, 0);
+  const kept = await page.evaluate(() => location.href + JSON.stringify({ ...localStorage, ...sessionStorage }));
+  assert.ok(!kept.includes("hf_right"));
+  assert.ok(!(await saved(page, "#save-json")).includes("hf_right"));
+  assert.deepEqual(page.errors, []);
+});
+
 test("a command is checked", async () => {
   const page = await visit(question({ model: "qwen3-30b-a3b" }));
   await page.click("#tab-check");
   const text = "llama-server -m qwen3-30b-a3b-Q4_K_M.gguf -ngl 99 -ncmoe 10 -c 32768 -ot 'nothing=CPU'";
   await page.fill("#command", text);
-  await page.waitForFunction(() => document.querySelector("#report").textContent.includes("rule-matches-nothing"));
+  await page.waitForFunction(() => document.querySelector(".columns").textContent.includes("rule-matches-nothing"));
   await answered(page);
   const file = join(folder, "qwen3-30b-a3b-Q4_K_M.gguf");
   await program(["synth", "qwen3-30b-a3b", "-o", file]);
@@ -221,12 +241,13 @@ test("hostile files never freeze the page, and what they say is text", async () 
   }
   await page.selectOption("#model", "gpt-oss-20b");
   await page.waitForFunction(() => document.querySelector("#report pre")?.textContent.includes("gpt-oss-20b"));
-  assert.equal(await page.locator("#report script, #report iframe, #report img, #report a").count(), 0);
+  assert.equal(await page.locator(":is(#report, #more) :is(script, iframe, img, a)").count(), 0);
   assert.deepEqual(page.errors, []);
 });
 
 test("a library that stops is started again", async () => {
-  const page = await visit(question({ model: "olmoe-1b-7b" }));
+  // What a service worker fetches cannot be replaced here.
+  const page = await visit(question({ model: "olmoe-1b-7b" }), { serviceWorkers: "block" });
   await page.click("#tab-check");
   await page.evaluate(() => (globalThis.stopping = true));
   await page.route("**/worker.js", async (route) => {
@@ -240,6 +261,72 @@ test("a library that stops is started again", async () => {
   await page.waitForFunction(() => document.querySelector("#headline").textContent.includes("attempt to add with overflow"));
   await page.click("#tab-plan");
   await page.waitForFunction(() => document.querySelector("#report pre")?.textContent.includes("olmoe"));
+});
+
+test("a launch is shown before what takes longer, and nothing is saved that is not whole", async () => {
+  const page = await visit(question({ model: "glm-4.5-air", ram: "128G" }));
+  await page.evaluate(() => {
+    globalThis.seen = [];
+    const look = () => {
+      const busy = document.querySelector("#more").getAttribute("aria-busy");
+      seen.push([busy, document.querySelector("#report pre")?.textContent.includes("-c 16384"), document.querySelector("#save-json").disabled, document.querySelectorAll("#more figure").length > 1]);
+    };
+    new MutationObserver(look).observe(document.querySelector("#more"), { attributes: true });
+  });
+  await page.selectOption("[name=c]", "16k");
+  await answered(page);
+  // The launch beside the older figures, then all of it.
+  assert.deepEqual(await page.evaluate(() => globalThis.seen), [["true", true, true, true], ["false", true, false, true]]);
+  assert.match(await page.textContent("#headline"), /Context 16,384 tokens\. Up to [\d,]+ fit\.$/);
+});
+
+test("the page works without its server, and a newer one replaces it", async () => {
+  const copy = join(folder, "copy");
+  cpSync(site, copy, { recursive: true });
+  let server = await servers.pages(copy, hub.origin);
+  const { port } = new URL(server.origin);
+  const context = await browser.newContext();
+  const page = await context.newPage();
+  const visited = async () => {
+    await page.reload();
+    return answered(page);
+  };
+  const kept = () => page.evaluate(() => caches.keys());
+  await page.goto(`${server.origin}/#${new URLSearchParams(question({ model: "olmoe-1b-7b" }))}`);
+  const before = await answered(page);
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => 0));
+  const [version, ...others] = await kept();
+  assert.deepEqual(others, []);
+  server.close();
+  assert.equal(await visited(), before);
+  await page.fill("[name=gpu]", "RTX 4090");
+  await page.press("[name=gpu]", "Tab");
+  await page.waitForFunction((before) => document.querySelector("#headline").textContent !== before, before);
+  await answered(page);
+  // What the server has now is shown at the first visit, and kept in place of the old.
+  const changed = (file, from, to) => writeFileSync(join(copy, file), readFileSync(join(copy, file), "utf8").replace(from, to));
+  changed("index.html", "Will this model fit my machine?</h1>", "Newer</h1>");
+  changed("service.js", /"moeplan [0-9a-f]{16}"/, '"moeplan newer"');
+  server = await servers.pages(copy, hub.origin, Number(port));
+  await visited();
+  assert.equal(await page.textContent("h1"), "Newer");
+  for (let tries = 0; tries < 200 && (await kept()).includes(version); tries++) await page.waitForTimeout(50);
+  assert.deepEqual(await kept(), ["moeplan newer"]);
+  server.close();
+  await visited();
+  assert.equal(await page.textContent("h1"), "Newer");
+});
+
+test("the launch comes before the form on a narrow page, after it on a wide one", async () => {
+  for (const [width, order] of [[390, ["tab-plan", "model"]], [1280, ["model", "tab-plan"]]]) {
+    const page = await visit(question({ model: "olmoe-1b-7b" }), { viewport: { width, height: 844 } });
+    const inTree = await page.evaluate(() => [...document.querySelectorAll("#tab-plan, #model")].map((one) => one.id));
+    assert.deepEqual(inTree, order);
+    const top = (selector) => page.evaluate((selector) => document.querySelector(selector).getBoundingClientRect().top, selector);
+    if (width === 390) assert.ok((await top("#report pre")) < (await top("#model")) && (await top("#model")) < (await top("#more")));
+    assert.ok((await page.evaluate(() => globalThis.shifts)) < 0.02, `layout shifts: ${await page.evaluate(() => globalThis.shifts)}`);
+    assert.deepEqual(page.errors, []);
+  }
 });
 
 test("a phone, in the dark, by keyboard", async () => {

@@ -4,16 +4,16 @@ import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
 
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".wasm": "application/wasm" };
-const OPEN = { "access-control-allow-origin": "*", "access-control-expose-headers": "Content-Range, ETag, Link" };
+const OPEN = { "access-control-allow-origin": "*", "access-control-allow-headers": "authorization, range", "access-control-expose-headers": "Content-Range, ETag, Link" };
 
-async function listening(handle) {
+async function listening(handle, port = 0) {
   const server = createServer(handle);
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  await new Promise((done) => server.listen(port, "127.0.0.1", done));
   return { server, origin: `http://127.0.0.1:${server.address().port}`, close: () => server.closeAllConnections() ?? server.close() };
 }
 
 /** The page, as any static host serves it; `hub` stands in for Hugging Face. */
-export function pages(folder, hub) {
+export function pages(folder, hub, port) {
   return listening(({ url }, answer) => {
     const path = normalize(new URL(url, "http://h").pathname).replace(/\/$/, "/index.html");
     try {
@@ -23,7 +23,7 @@ export function pages(folder, hub) {
     } catch {
       answer.writeHead(404).end();
     }
-  });
+  }, port);
 }
 
 /** A range of a file, with what the hub's storage says of it. */
@@ -44,11 +44,15 @@ function ranged(request, answer, file) {
   return bytes.length;
 }
 
-/** `repositories`: by owner/name the paths of files, with the files. Lists come in pages of two, files by a redirect. */
+/**
+ * `repositories`: by owner/name the paths of files, with the files. Lists come in pages of two, files by a redirect. Those of `gated/`
+ * want a token.
+ */
 export async function hub(repositories) {
-  const counts = { bytes: 0, requests: 0 };
+  const counts = { bytes: 0, requests: 0, tokens: 0 };
   const storage = await listening((request, answer) => {
     counts.requests += 1;
+    if (request.headers.authorization) counts.tokens += 1;
     const [, repo, path] = /^\/([^/]+\/[^/]+)\/(.*)$/.exec(decodeURIComponent(new URL(request.url, "http://h").pathname)) ?? [];
     const file = repositories[repo]?.[path];
     if (file) counts.bytes += ranged(request, answer, file);
@@ -56,6 +60,8 @@ export async function hub(repositories) {
   });
   const front = await listening((request, answer) => {
     const url = new URL(request.url, front.origin);
+    if (request.method === "OPTIONS") return answer.writeHead(204, OPEN).end();
+    if (url.pathname.includes("/gated/") && request.headers.authorization !== "Bearer hf_right") return answer.writeHead(401, OPEN).end();
     const [, listed] = /^\/api\/models\/([^/]+\/[^/]+)\/tree\/main$/.exec(url.pathname) ?? [];
     if (listed) {
       if (!repositories[listed]) return answer.writeHead(401, OPEN).end();

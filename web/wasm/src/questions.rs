@@ -1,5 +1,6 @@
 //! What can be asked, and the answers: documents of the library, from headers that are kept by name.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,9 +18,9 @@ use moeplan::gguf::source::hub::{self, HubFile};
 use moeplan::gguf::source::{Limits, Location, Which};
 use moeplan::gguf::{self, Fault, Gguf, Start};
 use moeplan::plan::sweep::{Plans, PlansRow};
-use moeplan::plan::{self, Plan, Request, Turn};
+use moeplan::plan::{self, Request, Turn};
 use moeplan::report::html;
-use moeplan::report::page::{Document, Report};
+use moeplan::report::page::{Block, Document, Report};
 use moeplan::run::sources::{self, Kind};
 use moeplan::run::{ModelSource, ParsedCommand, Target};
 use moeplan::suggest::Refusal;
@@ -62,6 +63,11 @@ enum Question {
         model: String,
     },
     Plan {
+        model: String,
+        wish: Wishes,
+    },
+    /// The launch of a plan at once: its document without what llama.cpp's own fitting would choose, its page as far as the command.
+    Brief {
         model: String,
         wish: Wishes,
     },
@@ -146,12 +152,10 @@ struct ListedFile {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer {
-    /// A document as the program writes it, its page, and what the page shows first.
+    /// A document as the program writes it, and its page.
     Document {
         document: String,
         html: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        first: Option<First>,
     },
     Model(Summary),
     /// More of this file is needed.
@@ -183,15 +187,6 @@ enum Answer {
     Done {},
 }
 
-/// The answer to a plan in a line.
-#[derive(Serialize)]
-struct First {
-    fits: bool,
-    command: String,
-    tg: f64,
-    n_ctx: u32,
-}
-
 #[derive(Serialize)]
 struct Summary {
     name: String,
@@ -219,6 +214,8 @@ pub struct State {
 
 struct Opened {
     gguf: Gguf,
+    /// The model of it, once one was asked about.
+    model: OnceCell<Model>,
     shown: String,
 }
 
@@ -250,6 +247,16 @@ impl State {
             }
             Question::Inspect { model } => shown(&ask::inspect(self.gguf(&model)?.clone()).1),
             Question::Plan { model, wish } => self.plan(&model, &wish, false),
+            Question::Brief { model, wish } => {
+                let (model, path, machine, request) = self.asked(&model, &wish)?;
+                let plan = plan::brief(&model, &path, &machine, &request)?;
+                let mut pages = plan.pages();
+                for page in &mut pages {
+                    let command = page.blocks.iter().position(|(_, block)| matches!(block, Block::Command(..)));
+                    page.blocks.truncate(command.map_or(0, |at| at + 1));
+                }
+                Ok(Answer::Document { document: text(&plan)?, html: html::report(&pages.into()) })
+            }
             Question::Report { model, wish } => self.plan(&model, &wish, true),
             Question::Plans { models, wish } => self.plans(&models, &wish),
             Question::Quants { repo, quants, wish } => self.quants(&repo, quants, &wish),
@@ -267,8 +274,11 @@ impl State {
 
     /// A model as it is asked about: with what llama.cpp is told of it, and the projector that is loaded beside it.
     fn asked(&self, model: &str, wish: &Wishes) -> anyhow::Result<(Model, String, Machine, Request)> {
-        let Opened { gguf, shown } = self.opened(model)?;
-        let mut model = Model::from_gguf(gguf.clone())?;
+        let Opened { gguf, model, shown } = self.opened(model)?;
+        if model.get().is_none() {
+            let _ = model.set(Model::from_gguf(gguf.clone())?);
+        }
+        let mut model = model.get().context("internal error: no model")?.clone();
         let machine = wish.machine.machine()?;
         let margin = wish.margin(&machine)?;
         let request = wish.planning.request(&model, &machine, &kept(&wish.words)?)?;
@@ -327,7 +337,7 @@ impl State {
         let plan::ModelSummary { name, path, bytes, context_length, .. } = plan::summary(&read, &shown.unwrap_or(path));
         let files = gguf.files.len();
         let header = gguf.files.first().map_or(0, |file| file.data_offset);
-        self.models.insert(model, Opened { gguf, shown: path.clone() });
+        self.models.insert(model, Opened { gguf, model: OnceCell::new(), shown: path.clone() });
         Answer::Model(Summary { name: name.unwrap_or_default(), path, bytes, context_length, files, header })
     }
 
@@ -356,9 +366,7 @@ impl State {
         if !lists_tensors {
             plan.check.tensors = None;
         }
-        let Plan { command, speed, check, .. } = &plan;
-        let first = First { fits: check.fits(), command: command.clone(), tg: speed.tg, n_ctx: check.run.n_ctx };
-        Ok(Answer::Document { document: text(&plan)?, html, first: Some(first) })
+        Ok(Answer::Document { document: text(&plan)?, html })
     }
 
     fn plans(&self, models: &[String], wish: &Wishes) -> anyhow::Result<Answer> {
@@ -410,7 +418,7 @@ impl State {
             let mut checked = look(only)?;
             let html = html::report(&checked.report());
             checked.checkup.tensors = None;
-            return Ok(Answer::Document { document: self::text(&checked)?, html, first: None });
+            return Ok(Answer::Document { document: self::text(&checked)?, html });
         }
         for held in &held {
             checks.checks.push(match look(held) {
@@ -427,7 +435,7 @@ impl State {
                 checked.checkup.tensors = None;
             }
         }
-        Ok(Answer::Document { document: self::text(&checks)?, html, first: None })
+        Ok(Answer::Document { document: self::text(&checks)?, html })
     }
 }
 
@@ -476,7 +484,7 @@ fn text(document: &impl Serialize) -> anyhow::Result<String> {
 
 fn shown(document: &(impl Serialize + Document)) -> anyhow::Result<Answer> {
     let report: Report = document.report();
-    Ok(Answer::Document { document: text(document)?, html: html::report(&report), first: None })
+    Ok(Answer::Document { document: text(document)?, html: html::report(&report) })
 }
 
 fn known() -> anyhow::Result<Answer> {
