@@ -26,7 +26,7 @@ pub const BUILDS: &[Build] = &[
     Build { number: 11549, memory: "b11434's rules and the expert cache (`--moe-cache-mib`)" },
     Build {
         number: NEWEST,
-        memory: "b11549's rules but for mapped files and rotations of quantized caches; compared with no run",
+        memory: "b11549's rules but for mapped files, rotations and masks; compared with its own source on the processor and RPC",
     },
 ];
 
