@@ -111,8 +111,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
                 return Err(Refusal::new("`--ask` needs a model on this computer", hint).into());
             };
             let run = RunConfig { program: Program::FitParams, fit: false, ..command.run };
-            let predicted = memory::forecast(&model, &machine, &run)?.target;
-            checked.projected = Some(projection::of(program.as_deref(), path, &run, predicted)?);
+            let predict = |run: &RunConfig| Ok(memory::forecast(&model, &machine, run)?.target);
+            checked.projected = Some(projection::of(program.as_deref(), path, &run, predict)?);
         }
         output.show(&checked)?;
         return Ok(outcome(&checked.checkup));

@@ -42,16 +42,16 @@ pub fn installed_build() -> Option<u32> {
     let file = std::fs::metadata(&program).ok()?;
     let changed = file.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
     let key = format!("{} {} {}", program.display(), file.len(), changed.as_nanos());
-    let kept = cache_folder().map(|folder| folder.join("llama-server.txt"));
-    let known = kept.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let kept = cache_folder()?;
+    let path = kept.join("llama-server.txt");
+    let known = std::fs::read_to_string(&path).ok();
     if let Some(version) = known.as_deref().and_then(|text| text.strip_prefix(&key)?.strip_prefix('\n')) {
         return server::number(version);
     }
     let version = server::version(&program).ok()?;
-    if let Some(path) = &kept {
-        // Without it the program is asked again.
-        let _ = write(path, format!("{key}\n{version}").as_bytes(), true);
-    }
+    // Without it the program is asked again.
+    let _ =
+        std::fs::create_dir_all(&kept).is_ok() && write(&path, format!("{key}\n{version}").as_bytes(), true).is_ok();
     server::number(&version)
 }
 

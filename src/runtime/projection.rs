@@ -4,31 +4,40 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::server::{ask, beside, find, is_program, version};
+use super::server::{ask, beside, find, flags, is_program, version};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{MemoryBreakdown, MemoryByDevice};
 use crate::plan::Projected;
-use crate::run::RunConfig;
-use crate::run::args::args;
+use crate::run::args::settings;
+use crate::run::{RunConfig, parse};
 
 const PROGRAM: &str = "llama-fit-params";
 
-/// Asks `named`, or the llama-fit-params beside the llama-server of this computer, for `run`, a launch of it. It prints whole MiB,
-/// rounded down (`common/fit.cpp` `common_fit_print`, b11434), for the devices that it finds.
-pub fn of(named: Option<&Path>, model: &Path, run: &RunConfig, predicted: MemoryByDevice) -> Result<Projected, Error> {
+/// Asks `named`, or the llama-fit-params beside the llama-server of this computer, for what it takes of `run`, and `predict` for the
+/// same. It prints whole MiB, rounded down (`common/fit.cpp` `common_fit_print`, b11434), for the devices that it finds.
+pub fn of(
+    named: Option<&Path>,
+    model: &Path,
+    run: &RunConfig,
+    predict: impl FnOnce(&RunConfig) -> anyhow::Result<MemoryByDevice>,
+) -> anyhow::Result<Projected> {
     let program = program(named)?;
-    let mut words = vec!["-m".to_string(), model.display().to_string(), "-fitp".into(), "on".into()];
-    words.extend(args(run));
+    let known = flags(&ask(&program, &["--help"])?);
+    let taken = |words: &Vec<String>| known.is_empty() || words.first().is_some_and(|flag| known.contains(flag));
+    let kept: Vec<String> = settings(run).into_iter().map(|(_, words)| words).filter(taken).flatten().collect();
+    let mut words = vec![PROGRAM.to_string(), "-m".to_string(), model.display().to_string()];
+    words.extend(kept);
+    let predicted = predict(&parse::command_for(&words, &BTreeMap::new(), run.target)?.run)?;
+    words.extend(["-fitp".into(), "on".into()]);
+    words.remove(0);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let printed = ask(&program, &words)?;
     let memory = memory(&printed);
     if memory.is_empty() {
         let last = printed.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
         let message = format!("`{}` projects nothing for `{}`: {last}", program.display(), words.join(" "));
-        return Err(Error::setup(
-            message,
-            "does the command run with it? leave `--ask` out for moeplan's answer alone",
-        ));
+        let hint = "does the command run with it? leave `--ask` out for moeplan's answer alone";
+        return Err(Error::setup(message, hint).into());
     }
     Ok(Projected { program: program.display().to_string(), version: version(&program)?, memory, predicted })
 }

@@ -258,7 +258,7 @@ pub(super) fn number(line: &str) -> Option<u32> {
 }
 
 /// The flags of a help text: the words that begin its lines, up to the first that is none.
-fn flags(help: &str) -> BTreeSet<String> {
+pub(super) fn flags(help: &str) -> BTreeSet<String> {
     let is_flag = |word: &&str| {
         word.strip_prefix('-')
             .is_some_and(|rest| rest.trim_start_matches('-').starts_with(|c: char| c.is_ascii_alphabetic()))

@@ -66,7 +66,10 @@ fn the_build_of_an_installed_server_is_taken_and_asked_once() {
 
 #[test]
 fn an_installed_llama_fit_params_is_shown_beside_the_prediction() {
-    let here = Installed::new("0.6.0", "echo 'load 1 2 x'; echo 'CUDA0 7 0 3 '; echo 'Host 0 0 1 '");
+    let here = Installed::new(
+        "0.6.0",
+        "[ $1 = --help ] && { printf '%s\n' '-c, --ctx-size N' '-ngl N' '-fit on|off'; exit; }\necho 'load 1 2 x'; echo 'CUDA0 7 0 3 '; echo 'Host 0 0 1 '",
+    );
     let document = here.check(&["--ask"]).unwrap();
     assert_eq!(build(&document), 11434);
     let projected = &document["projected"];
@@ -75,10 +78,7 @@ fn an_installed_llama_fit_params_is_shown_beside_the_prediction() {
     assert!(projected["predicted"]["CUDA0"]["compute"].as_u64() > Some(0));
     let asked = here.asked();
     let projection = asked.iter().find(|words| words.contains("-fitp on")).unwrap();
-    assert!(
-        projection.contains("-c 1024") && projection.contains("-fit off") && !projection.contains("-np"),
-        "{projection}"
-    );
+    assert!(projection.ends_with("-c 1024 -ngl 99 -fit off -fitp on"), "{projection}");
     // One that says nothing, and one that is not there.
     let silent = Installed::new("0.6.0", "echo 'error: invalid argument' >&2");
     assert!(silent.check(&["--ask"]).unwrap_err().contains("error: invalid argument"));
