@@ -63,6 +63,7 @@ pub struct Args {
     depth: u32,
     /// Also ask the llama-fit-params of this computer, PROGRAM or the one beside llama-server, and show both answers.
     #[arg(long, help_heading = OWN, value_name = "PROGRAM", num_args = 0..=1, require_equals = true)]
+    #[expect(clippy::option_option, reason = "not given, given alone, given a program")]
     ask: Option<Option<PathBuf>>,
     /// What the model of the command would be otherwise.
     #[command(flatten)]

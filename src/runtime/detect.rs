@@ -35,7 +35,7 @@ pub fn server() -> Option<PathBuf> {
     server::find(named.as_deref()).ok()
 }
 
-/// The build of [`server`], where it says one. It is asked once: a program with CUDA takes its time to say its version, so the
+/// The build of that llama-server, where it says one. It is asked once: a program with CUDA takes its time to say its version, so the
 /// answer is kept for as long as the file is the same.
 pub fn installed_build() -> Option<u32> {
     let program = server()?;

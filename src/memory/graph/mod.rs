@@ -56,6 +56,7 @@ pub struct Plan<'a> {
 
 /// What is one operation: steps of hyper-connections, masks of chosen cells (`fused_dsv4_hc_pre` and its siblings).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct Fused {
     pub pre: bool,
     pub comb: bool,
