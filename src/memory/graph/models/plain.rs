@@ -138,6 +138,11 @@ pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, ou
     if pick == Pick::AfterNorm {
         rows = rows.get_rows(out_ids).mark_output();
     }
+    // A head that classifies is computed beside the logits.
+    if let Some(head) = b.get("cls.output", "weight").filter(|_| b.arch.name == "qwen35") {
+        let classes = head.mm(rows);
+        b.get("cls.output", "bias").map_or(classes, |bias| classes + bias).mark_output().expand();
+    }
     let mut logits = b.lm_head(rows);
     if let Some(bias) = b.get("output", "bias") {
         logits = logits + bias;
