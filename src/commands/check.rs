@@ -89,6 +89,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(note) = assumed {
         output.say(&note);
     }
+    output.say_build(args.build);
     let asked = Asked {
         machine: &machine,
         environment: &environment,

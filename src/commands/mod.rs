@@ -40,7 +40,9 @@ use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
 use crate::report::{html, markdown, text};
+use crate::run::build::REFERENCE;
 use crate::runtime;
+use crate::runtime::detect::installed_build;
 use crate::suggest::{Hint, Refusal};
 
 /// Plan, predict and prove where llama.cpp puts a mixture-of-experts model.
@@ -208,6 +210,13 @@ impl Output {
     pub fn say(&self, text: &str) {
         if !self.global.quiet {
             echo(text);
+        }
+    }
+
+    /// Says which build an answer is for, where neither a flag nor the reference says it.
+    pub fn say_build(&self, given: Option<u32>) {
+        if let Some(build) = installed_build().filter(|build| given.is_none() && *build != REFERENCE) {
+            self.say(&format!("for llama.cpp b{build}, the llama-server of this computer; --build N is for another"));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use moeplan::synth::{Wish, hole};
 use serde_json::Value;
@@ -31,16 +31,20 @@ impl Installed {
         Self(folder)
     }
 
-    /// The document of `check WORDS -- llama-server -m MODEL -ngl 99 -c 1024 -np 1`, or what it says on standard error.
-    fn check(&self, words: &[&str]) -> Result<Value, String> {
+    /// `check WORDS -- llama-server -m MODEL -ngl 99 -c 1024 -np 1`.
+    fn run(&self, words: &[&str]) -> Output {
         let home = self.0.path();
         let model = home.join("qwen3-30b-a3b.gguf");
         let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
         command.args(["check", "--json", "--vram", "24G", "--ram", "64G"]).args(words);
         command.args(["--", "llama-server", "-m"]).arg(model).args(["-ngl", "99", "-c", "1024", "-np", "1"]);
         let path = format!("{}:/usr/bin:/bin", home.display());
-        let output =
-            command.env_clear().env("HOME", home).env("XDG_CACHE_HOME", home).env("PATH", path).output().unwrap();
+        command.env_clear().env("HOME", home).env("XDG_CACHE_HOME", home).env("PATH", path).output().unwrap()
+    }
+
+    /// Its document, or what it says on standard error.
+    fn check(&self, words: &[&str]) -> Result<Value, String> {
+        let output = self.run(words);
         serde_json::from_slice(&output.stdout).map_err(|_| String::from_utf8(output.stderr).unwrap())
     }
 
@@ -61,6 +65,8 @@ fn the_build_of_an_installed_server_is_taken_and_asked_once() {
     assert_eq!(build(&here.check(&[]).unwrap()), 12032);
     assert_eq!(build(&here.check(&[]).unwrap()), 12032);
     assert_eq!(here.asked(), ["--version"]);
+    let said = |words: &[&str]| String::from_utf8(here.run(words).stderr).unwrap().contains("for llama.cpp b12032");
+    assert!(said(&[]) && !said(&["--build", "12032"]));
     assert_eq!(build(&here.check(&["--build", "v0.6.0"]).unwrap()), 11434);
 }
 
