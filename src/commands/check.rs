@@ -25,7 +25,6 @@ use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
 use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, parse, visible};
-use crate::runtime::detect::installed_build;
 use crate::runtime::projection;
 use crate::runtime::server::config_files;
 use crate::suggest::Refusal;
@@ -89,11 +88,15 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(note) = assumed {
         output.say(&note);
     }
-    output.say_build(args.build);
+    // ik_llama.cpp has no builds of its own here.
+    let build = match args.dialect {
+        Dialect::LlamaCpp => output.build(args.build),
+        Dialect::Ik => args.build.unwrap_or(REFERENCE),
+    };
     let asked = Asked {
         machine: &machine,
         environment: &environment,
-        target: Target { build: args.build.or_else(installed_build).unwrap_or(REFERENCE), dialect: args.dialect },
+        target: Target { build, dialect: args.dialect },
         options: Options {
             margin: args.machine.margin.unwrap_or_default(),
             tensors: args.tensors || output.format() == Format::Html,

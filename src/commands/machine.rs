@@ -120,7 +120,7 @@ fn budgeted(mut machine: Machine, budgets: &[DeviceSize]) -> anyhow::Result<Mach
 }
 
 pub fn found() -> anyhow::Result<Devices> {
-    found_with(detect::devices(detect::server().as_deref()))
+    found_with(detect::devices(detect::server().ok().as_deref()))
 }
 
 /// What is here, with the devices that were detected.

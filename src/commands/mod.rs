@@ -213,11 +213,17 @@ impl Output {
         }
     }
 
-    /// Says which build an answer is for, where neither a flag nor the reference says it.
-    pub fn say_build(&self, given: Option<u32>) {
-        if let Some(build) = installed_build().filter(|build| given.is_none() && *build != REFERENCE) {
-            self.say(&format!("for llama.cpp b{build}, the llama-server of this computer; --build N is for another"));
-        }
+    /// The build that an answer is for: what was given, or the llama-server's that is here, which is said.
+    pub fn build(&self, given: Option<u32>) -> u32 {
+        let found = || installed_build().filter(|build| *build != REFERENCE);
+        given.unwrap_or_else(|| {
+            found().map_or(REFERENCE, |build| {
+                self.say(&format!(
+                    "for llama.cpp b{build}, the llama-server of this computer; --build N is for another"
+                ));
+                build
+            })
+        })
     }
 
     pub fn format(&self) -> Format {

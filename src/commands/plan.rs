@@ -173,7 +173,8 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
 
 pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     args.emit.map_or(Ok(()), |form| only_emitted(args, form, output))?;
-    output.say_build(args.options.planning.build);
+    // Each request takes the same.
+    output.build(args.options.planning.build);
     let mut all = Vec::new();
     for model in &args.models {
         all.extend(asked(model, args, output)?);

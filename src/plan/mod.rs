@@ -209,6 +209,7 @@ impl Request {
         let all = || machine.devices.iter().map(|device| device.name.clone()).collect();
         RunConfig {
             program: plan.program,
+            target: plan.target,
             n_ctx: plan.n_ctx,
             n_parallel: plan.n_parallel,
             type_k: plan.type_k,

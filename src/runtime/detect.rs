@@ -1,10 +1,12 @@
 //! What machine is here: cards by their driver, else by a llama-server that is found; memory and cores of the host. [I/O]
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
-use super::DeviceInfo;
 use super::nvml;
 use super::server;
+use super::{DeviceInfo, Error};
 use crate::bytes::Bytes;
 use crate::files::{cache_folder, write};
 use crate::machine::Isa;
@@ -30,29 +32,34 @@ pub fn devices(server: Option<&Path>) -> Devices {
 }
 
 /// The llama-server that `MOEPLAN_LLAMA_SERVER` names, or the one that is found.
-pub fn server() -> Option<PathBuf> {
+pub fn server() -> Result<PathBuf, Error> {
     let named = std::env::var_os("MOEPLAN_LLAMA_SERVER").filter(|name| !name.is_empty()).map(PathBuf::from);
-    server::find(named.as_deref()).ok()
+    server::find(named.as_deref())
 }
 
-/// The build of that llama-server, where it says one. It is asked once: a program with CUDA takes its time to say its version, so the
-/// answer is kept for as long as the file is the same.
+/// The build of [`server()`], where there is one that says it.
 pub fn installed_build() -> Option<u32> {
-    let program = server()?;
-    let file = std::fs::metadata(&program).ok()?;
-    let changed = file.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-    let key = format!("{} {} {}", program.display(), file.len(), changed.as_nanos());
-    let kept = cache_folder()?;
-    let path = kept.join("llama-server.txt");
-    let known = std::fs::read_to_string(&path).ok();
-    if let Some(version) = known.as_deref().and_then(|text| text.strip_prefix(&key)?.strip_prefix('\n')) {
-        return server::number(version);
+    static BUILD: OnceLock<Option<u32>> = OnceLock::new();
+    *BUILD.get_or_init(|| server::number(&version(&server().ok()?)?))
+}
+
+/// What a program says to `--version`. One with CUDA takes its time, so the answer is kept for as long as the file is the same.
+fn version(program: &Path) -> Option<String> {
+    let file = std::fs::metadata(program).ok()?;
+    let changed = file.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    let key = format!("{} {} {}\n", program.display(), file.len(), changed.as_nanos());
+    let folder = cache_folder();
+    let path = folder.as_ref().map(|folder| folder.join("llama-server.txt"));
+    let known = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    if let Some(version) = known.as_deref().and_then(|text| text.strip_prefix(&key)) {
+        return Some(version.to_string());
     }
-    let version = server::version(&program).ok()?;
-    // Without it the program is asked again.
-    let _ =
-        std::fs::create_dir_all(&kept).is_ok() && write(&path, format!("{key}\n{version}").as_bytes(), true).is_ok();
-    server::number(&version)
+    let version = server::version(program).ok()?;
+    if let (Some(folder), Some(path)) = (folder, path) {
+        // What cannot be kept is asked again.
+        let _ = std::fs::create_dir_all(folder).is_ok() && write(&path, (key + &version).as_bytes(), true).is_ok();
+    }
+    Some(version)
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

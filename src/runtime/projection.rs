@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Error;
-use super::server::{ask, beside, find, flags, is_program, version};
+use super::server::{ask, beside, flags, is_program, version};
+use super::{Error, detect};
 use crate::bytes::{Bytes, MIB};
 use crate::memory::{MemoryBreakdown, MemoryByDevice};
 use crate::plan::Projected;
@@ -25,12 +25,10 @@ pub fn of(
     let known = flags(&ask(&program, &["--help"])?);
     let taken = |words: &Vec<String>| known.is_empty() || words.first().is_some_and(|flag| known.contains(flag));
     let kept: Vec<String> = settings(run).into_iter().map(|(_, words)| words).filter(taken).flatten().collect();
-    let mut words = vec![PROGRAM.to_string(), "-m".to_string(), model.display().to_string()];
-    words.extend(kept);
-    let predicted = predict(&parse::command_for(&words, &BTreeMap::new(), run.target)?.run)?;
-    words.extend(["-fitp".into(), "on".into()]);
-    words.remove(0);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut line = vec![PROGRAM.to_string(), "-m".to_string(), model.display().to_string()];
+    line.extend(kept);
+    let predicted = predict(&parse::command_for(&line, &BTreeMap::new(), run.target)?.run)?;
+    let words: Vec<&str> = line.iter().skip(1).map(String::as_str).chain(["-fitp", "on"]).collect();
     let printed = ask(&program, &words)?;
     let memory = memory(&printed);
     if memory.is_empty() {
@@ -48,15 +46,12 @@ fn program(named: Option<&Path>) -> Result<PathBuf, Error> {
         let hint = format!("name a {PROGRAM}: `--ask=PATH`");
         return if is_program(path) { Ok(path.to_path_buf()) } else { Err(Error::setup(message, hint)) };
     }
-    let server = find(None)?;
+    let server = detect::server()?;
     beside(&server, &[PROGRAM]).ok_or_else(|| {
         let message = format!("there is no {PROGRAM} beside `{}`", server.display());
-        Error::setup(message, format!("name one: `--ask=PATH`; llama.cpp's releases have it since b{SINCE}"))
+        Error::setup(message, "name one: `--ask=PATH`; llama.cpp's releases have it")
     })
 }
-
-/// The first build with llama-fit-params whose source was read.
-const SINCE: u32 = crate::run::build::OLDEST;
 
 /// The rows `CUDA0 2812 96 364`: a device and MiB of model, context and compute.
 fn memory(printed: &str) -> MemoryByDevice {

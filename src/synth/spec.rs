@@ -205,7 +205,8 @@ impl Spec {
         Ok(keys)
     }
 
-    /// Integers become `u32`, other numbers `f32`, lists of them arrays (of `i32`, as converters write them); text that begins with `=` is an expression.
+    /// Integers become `u32`, other numbers `f32`, lists of them arrays (of `i32`, as converters write them); text that begins with `=`
+    /// is an expression.
     fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Refusal> {
         let integer =
             |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} exceeds 32 bits")));

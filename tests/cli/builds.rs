@@ -9,7 +9,11 @@ use moeplan::synth::{Wish, hole};
 use serde_json::Value;
 
 /// A folder with programs of llama.cpp that are shell scripts, a model, and a home.
-struct Installed(tempfile::TempDir);
+struct Installed {
+    folder: tempfile::TempDir,
+    /// By `MOEPLAN_LLAMA_SERVER`; else it is on `PATH`.
+    is_named: bool,
+}
 
 impl Installed {
     fn new(build: &str, projection: &str) -> Self {
@@ -28,18 +32,23 @@ impl Installed {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         hole("qwen3-30b-a3b", &Wish { tiny: true, ..Wish::default() }, folder.path()).unwrap();
-        Self(folder)
+        Self { folder, is_named: false }
     }
 
     /// `check WORDS -- llama-server -m MODEL -ngl 99 -c 1024 -np 1`.
     fn run(&self, words: &[&str]) -> Output {
-        let home = self.0.path();
+        let home = self.folder.path();
         let model = home.join("qwen3-30b-a3b.gguf");
         let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
         command.args(["check", "--json", "--vram", "24G", "--ram", "64G"]).args(words);
         command.args(["--", "llama-server", "-m"]).arg(model).args(["-ngl", "99", "-c", "1024", "-np", "1"]);
-        let path = format!("{}:/usr/bin:/bin", home.display());
-        command.env_clear().env("HOME", home).env("XDG_CACHE_HOME", home).env("PATH", path).output().unwrap()
+        command.env_clear().env("HOME", home).env("XDG_CACHE_HOME", home).env("PATH", "/usr/bin:/bin");
+        if self.is_named {
+            command.env("MOEPLAN_LLAMA_SERVER", home.join("llama-server"));
+        } else {
+            command.env("PATH", format!("{}:/usr/bin:/bin", home.display()));
+        }
+        command.output().unwrap()
     }
 
     /// Its document, or what it says on standard error.
@@ -49,7 +58,7 @@ impl Installed {
     }
 
     fn asked(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.0.path().join("asked")).unwrap_or_default();
+        let text = fs::read_to_string(self.folder.path().join("asked")).unwrap_or_default();
         text.lines().map(str::to_string).collect()
     }
 }
@@ -68,6 +77,9 @@ fn the_build_of_an_installed_server_is_taken_and_asked_once() {
     let said = |words: &[&str]| String::from_utf8(here.run(words).stderr).unwrap().contains("for llama.cpp b12032");
     assert!(said(&[]) && !said(&["--build", "12032"]));
     assert_eq!(build(&here.check(&["--build", "v0.6.0"]).unwrap()), 11434);
+    // It is not a build of the fork.
+    assert!(!said(&["--dialect", "ik"]));
+    assert_eq!(build(&here.check(&["--dialect", "ik"]).unwrap()), 11434);
 }
 
 #[test]
@@ -85,9 +97,11 @@ fn an_installed_llama_fit_params_is_shown_beside_the_prediction() {
     let asked = here.asked();
     let projection = asked.iter().find(|words| words.contains("-fitp on")).unwrap();
     assert!(projection.ends_with("-c 1024 -ngl 99 -fit off -fitp on"), "{projection}");
+    let named = Installed { is_named: true, ..here };
+    assert_eq!(named.check(&["--ask"]).unwrap()["projected"]["memory"], projected["memory"]);
     // One that says nothing, and one that is not there.
     let silent = Installed::new("0.6.0", "echo 'error: invalid argument' >&2");
     assert!(silent.check(&["--ask"]).unwrap_err().contains("error: invalid argument"));
-    let none = silent.0.path().join("none");
+    let none = silent.folder.path().join("none");
     assert!(silent.check(&[&format!("--ask={}", Path::display(&none))]).unwrap_err().contains("is not a program"));
 }

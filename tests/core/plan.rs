@@ -371,43 +371,45 @@ const TWELVE: [&str; 12] = [
 /// leaves of the card, so that `-fit off` does no harm.
 #[test]
 fn no_plan_overflows_a_card_of_its_size() {
+    let judged: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            TWELVE.into_iter().enumerate().map(|(at, name)| scope.spawn(move || judged_cards(at, name))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("plans that fit")).sum()
+    });
+    assert!(judged >= 300, "{judged} cards were judged");
+}
+
+/// How many cards a model's plans were held to; `at` alternates the context.
+fn judged_cards(at: usize, name: &str) -> usize {
     let nvidia = || CARDS.iter().filter(|card| card.is_nvidia());
     let sizes: BTreeSet<u32> = nvidia().flat_map(|card| card.sold.iter().map(|sold| sold.gb)).collect();
-    let is_full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let model = model(name, &Wish::default());
     let mut judged = 0;
-    for (at, name) in TWELVE.into_iter().enumerate() {
-        let model = model(name, &Wish::default());
-        for (nth, gb) in sizes.iter().enumerate() {
-            // Each size with four of the models, unless all is asked for.
-            if (at + nth) % 3 != 0 && !is_full {
-                continue;
-            }
-            let host = Host { ram: Some(Bytes(1024 * GIB)), cores: Some(16), ..Host::default() };
-            let device = Device::parse(&format!("CUDA0={gb}G")).unwrap();
-            assert_eq!(device.sold_as, Some(*gb));
-            let machine = Machine::new(vec![device], host).unwrap();
-            let long = model.hparams.context_length.min(65_536);
-            let context = if (at + nth) % 2 == 0 { ContextChoice::Turn } else { ContextChoice::Fixed(long) };
-            let plan = with_levers(&model, &machine, |request| request.context = context);
-            assert!(plan.args.ends_with(&["-fit".to_string(), "off".to_string()]), "{:?}", plan.args);
-            let words: Vec<String> =
-                ["llama-server".to_string()].into_iter().chain(plan.args.iter().cloned()).collect();
-            let launch = run::parse::command(&words, &BTreeMap::new()).unwrap().run;
-            let placement = placement::place(&model, &machine, &launch).unwrap();
-            let row = plan.check.memory["CUDA0"];
-            let of_size =
-                |card: &'static Card| card.sold.iter().filter(|sold| sold.gb == *gb).map(move |sold| (card, sold));
-            for (card, sold) in nvidia().flat_map(of_size).filter(|_| plan.check.fits()) {
-                let device = Device { description: Some(card.words.to_string()), ..machine.devices[0].clone() };
-                let overhead = overhead::held(&device, 0, &model, &launch, &placement).peak;
-                let total = Bytes(row.total.unwrap().0 - row.overhead.unwrap().0) + overhead;
-                let offered = sold.offers();
-                assert!(total <= offered, "{name} for {gb}G on {} ({}): {total} of {offered}", card.words, sold.system);
-                judged += 1;
-            }
+    for (nth, gb) in sizes.iter().enumerate() {
+        let host = Host { ram: Some(Bytes(1024 * GIB)), cores: Some(16), ..Host::default() };
+        let device = Device::parse(&format!("CUDA0={gb}G")).unwrap();
+        assert_eq!(device.sold_as, Some(*gb));
+        let machine = Machine::new(vec![device], host).unwrap();
+        let long = model.hparams.context_length.min(65_536);
+        let context = if (at + nth).is_multiple_of(2) { ContextChoice::Turn } else { ContextChoice::Fixed(long) };
+        let plan = with_levers(&model, &machine, |request| request.context = context);
+        assert!(plan.args.ends_with(&["-fit".to_string(), "off".to_string()]), "{:?}", plan.args);
+        let words: Vec<String> = ["llama-server".to_string()].into_iter().chain(plan.args.iter().cloned()).collect();
+        let launch = run::parse::command(&words, &BTreeMap::new()).unwrap().run;
+        let placement = placement::place(&model, &machine, &launch).unwrap();
+        let row = plan.check.memory["CUDA0"];
+        let of_size =
+            |card: &'static Card| card.sold.iter().filter(|sold| sold.gb == *gb).map(move |sold| (card, sold));
+        for (card, sold) in nvidia().flat_map(of_size).filter(|_| plan.check.fits()) {
+            let device = Device { description: Some(card.words.to_string()), ..machine.devices[0].clone() };
+            let overhead = overhead::held(&device, 0, &model, &launch, &placement).peak;
+            let total = Bytes(row.total.unwrap().0 - row.overhead.unwrap().0) + overhead;
+            let offered = sold.offers();
+            assert!(total <= offered, "{name} for {gb}G on {} ({}): {total} of {offered}", card.words, sold.system);
+            judged += 1;
         }
     }
-    assert!(judged >= if is_full { 300 } else { 100 }, "{judged} cards were judged");
+    judged
 }
 
 /// Reports tell of launches on 8 GB P104-100 that loaded and answered prompts, with 84 to 160 MiB beyond llama.cpp's own sum. Five like
