@@ -89,8 +89,8 @@ impl Backend {
     ];
 
     /// Sources, b11434: `ggml-cuda.cu`, `ggml-sycl.cpp`, `ggml-cann.cpp` (128, padded rows), `ggml-impl.h` `TENSOR_ALIGNMENT` (32),
-    /// `ggml-metal.cpp` (32), `ggml-rpc.cpp` (the server's: a CPU server says 32). Vulkan's is the device's own
-    /// `minStorageBufferOffsetAlignment`, usually 64 or less; OpenCL's `CL_DEVICE_MEM_BASE_ADDR_ALIGN`, usually 128.
+    /// `ggml-metal.cpp` (32), `ggml-rpc.cpp` (the server's: a CPU server says 32). Vulkan's is the driver's own
+    /// `minStorageBufferOffsetAlignment`, 16 with Mesa's llvmpipe; OpenCL's `CL_DEVICE_MEM_BASE_ADDR_ALIGN`, usually 128.
     const fn facts(self) -> BackendFacts {
         let (device, host_buffer, alignment, pads_rows, known) = match self {
             Self::Cuda => (
@@ -140,10 +140,10 @@ impl Backend {
             Self::Vulkan => (
                 Some("Vulkan"),
                 Some("Vulkan_Host"),
-                64,
+                16,
                 false,
-                "Vulkan: alignment assumed to be 64 (it is the device's own, 16 to 256), weights in buffers of 1 GiB; not compared with any \
-                 device: model and context uncertain by the alignment, compute by a few percent",
+                "Vulkan: compared with llama.cpp's own projection on a software device; the alignment, 16 and 64 in pinned memory, is \
+                 the driver's own (4 to 256), which moves model, context and compute by a few KiB",
             ),
             Self::Metal => (
                 Some("MTL"),
@@ -211,6 +211,11 @@ impl Backend {
 
     pub fn alignment(self) -> u64 {
         self.facts().alignment
+    }
+
+    /// The alignment of its pinned host memory: the CPU's own, but for Vulkan's `minMemoryMapAlignment`, which is 64 at least.
+    pub fn host_alignment(self) -> u64 {
+        if self == Self::Vulkan { 64 } else { Self::Cpu.alignment() }
     }
 
     /// The bytes a tensor takes in a buffer of this backend's devices, before alignment.

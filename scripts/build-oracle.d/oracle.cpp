@@ -14,11 +14,33 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <map>
 #include <sstream>
 #include <string>
 #include <vector>
+
+#ifdef MOEPLAN_VULKAN
+#include <dlfcn.h>
+#include <vulkan/vulkan.h>
+
+// Mesa's software device takes tensors of 128 MiB; this one takes what cards take, all that 32 bits can index.
+static PFN_vkGetPhysicalDeviceProperties2 properties;
+static void properties_of_cards(VkPhysicalDevice device, VkPhysicalDeviceProperties2 * found) {
+    properties(device, found);
+    found->properties.limits.maxStorageBufferRange = UINT32_MAX;
+}
+extern "C" PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char * name) {
+    static const auto next = (PFN_vkGetInstanceProcAddr) dlsym(RTLD_NEXT, "vkGetInstanceProcAddr");
+    const auto found = next(instance, name);
+    if (!found || strcmp(name, "vkGetPhysicalDeviceProperties2") != 0) {
+        return found;
+    }
+    properties = (PFN_vkGetPhysicalDeviceProperties2) found;
+    return (PFN_vkVoidFunction) properties_of_cards;
+}
+#endif
 
 typedef std::map<std::string, std::string> launch;
 
@@ -75,7 +97,8 @@ static int project(launch words) {
     std::map<std::string, ggml_backend_buffer_type_t> buffers = { { "CPU", ggml_backend_cpu_buffer_type() } };
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
         ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        const bool is_wanted = devices.size() < (size_t) number("devices");
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU && is_wanted) {
             devices.push_back(device);
             buffers[ggml_backend_dev_name(device)] = ggml_backend_dev_buffer_type(device);
         }
@@ -138,16 +161,25 @@ static int project(launch words) {
     if (!context) {
         return 1;
     }
-    printf("{");
-    const char * before = "";
+    // Buffers of the host are summed up; types that llama.cpp lists apart keep their names.
+    std::map<std::string, std::vector<size_t>> rows;
     for (const auto & entry : llama_get_memory_breakdown(context)) {
-        const char * buffer = ggml_backend_buft_name(entry.first);
         ggml_backend_dev_t device = ggml_backend_buft_get_device(entry.first);
         const bool is_host = !device || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
-        // Buffer types that llama.cpp lists apart keep their names.
-        const char * key = !is_host ? ggml_backend_dev_name(device) : ggml_backend_buft_is_host(entry.first) ? "Host" : buffer;
-        printf("%s\"%s\":{\"model\":%zu,\"context\":%zu,\"compute\":%zu}", before, key, entry.second.model,
-            entry.second.context, entry.second.compute);
+        const char * key = ggml_backend_buft_is_host(entry.first) ? "Host" :
+            is_host ? ggml_backend_buft_name(entry.first) : ggml_backend_dev_name(device);
+        auto & row = rows[key];
+        row.resize(3);
+        const size_t terms[] = { entry.second.model, entry.second.context, entry.second.compute };
+        for (size_t i = 0; i < 3; i++) {
+            row[i] += terms[i];
+        }
+    }
+    printf("{");
+    const char * before = "";
+    for (const auto & row : rows) {
+        printf("%s\"%s\":{\"model\":%zu,\"context\":%zu,\"compute\":%zu}", before, row.first.c_str(), row.second[0],
+            row.second[1], row.second[2]);
         before = ",";
     }
     printf("}\n");

@@ -1,9 +1,13 @@
 //! What a backend can run, what it asks to run, and how much room its results take.
 //!
-//! CUDA's rules are mirrored; ROCm shares its source. The others are taken to run everything, in plain sizes.
+//! CUDA's rules are mirrored (ROCm shares its source), and Vulkan's (`vulkan`). The others are assumed to run everything, in plain sizes.
 //! Source: `ggml/src/ggml-cuda/ggml-cuda.cu` and `fattn.cu`, `ggml/src/ggml-cpu/ggml-cpu.cpp`, llama.cpp b11434.
 
-use super::graph::tensor::{Glu, Held, Op, Tensor, Unary};
+use std::ops::Range;
+
+use super::fusion::{self, Keeps};
+use super::graph::tensor::{Glu, Graph, Held, Op, Tensor, Unary};
+use super::vulkan;
 use crate::gguf::GgmlType;
 use crate::machine::Backend;
 use crate::placement::Buffer;
@@ -42,9 +46,15 @@ impl Target {
         self.backend.is_cuda_source()
     }
 
-    /// Whether it keeps sources of fused operations alive (`graph_optimize`).
-    pub fn fuses(&self) -> bool {
-        self.is_cuda() && !self.is_meta
+    /// Puts the nodes of one part of the graph into its own order, and notes what it keeps alive for fused kernels
+    /// (`graph_optimize`). Before `keeps` was there, CUDA had no order of its own.
+    pub fn optimize(&self, graph: &mut Graph, part: Range<usize>, keeps: Option<&mut Keeps>) {
+        match (self.backend, keeps) {
+            _ if self.is_meta => {}
+            (Backend::Vulkan, keeps) => vulkan::optimize(graph, part, keeps),
+            (backend, Some(keeps)) if backend.is_cuda_source() => fusion::optimize(graph, part, keeps),
+            _ => {}
+        }
     }
 
     /// Whether it can use tensors of a buffer.
@@ -82,7 +92,8 @@ impl Target {
                 });
                 !reads_elsewhere && cuda_supports(tensors, tensor)
             }
-            // Vulkan, SYCL, CANN and OpenCL have no such kernel (b12032).
+            Some(_) if self.backend == Backend::Vulkan => vulkan::supports(tensors, tensor),
+            // SYCL, CANN and OpenCL have no such kernel (b12032).
             Some(_) if tensor.op == Op::TopKMask => matches!(self.backend, Backend::Metal | Backend::Rpc),
             _ => true,
         }

@@ -160,12 +160,9 @@ impl<'a> Context<'a> {
             })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
-        targets.push(Target {
-            backend: Backend::Cpu,
-            device: None,
-            alignment: Backend::Cpu.alignment(),
-            is_meta: false,
-        });
+        // The CPU computes in pinned memory of the first device (`src/llama-context.cpp`, "use the host buffer of the first device").
+        let alignment = targets.first().map_or(Backend::Cpu.alignment(), |first| first.backend.host_alignment());
+        targets.push(Target { backend: Backend::Cpu, device: None, alignment, is_meta: false });
         let several = self.placement.devices.len() > 1;
         let rules = self.launch.run.rules();
         let has_events = targets.iter().all(|target| match target.backend {

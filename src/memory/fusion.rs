@@ -19,7 +19,7 @@ pub struct Keeps {
 }
 
 impl Keeps {
-    fn add(&mut self, id: Id, until: Id) {
+    pub fn add(&mut self, id: Id, until: Id) {
         let kept = self.until.entry(until).or_default();
         if !kept.contains(&id) {
             kept.push(id);
@@ -63,7 +63,7 @@ fn source(tensor: &Tensor, i: usize) -> Option<Id> {
 }
 
 /// Whether nodes can become one kernel: nobody outside reads what is not among `outputs`.
-fn can_fuse(graph: &Graph, nodes: &[usize], outputs: &[usize]) -> bool {
+pub fn can_fuse(graph: &Graph, nodes: &[usize], outputs: &[usize]) -> bool {
     let in_group = |id: Id| nodes.iter().any(|i| graph.nodes[*i] == id);
     nodes.iter().enumerate().filter(|(_, i)| !outputs.contains(i)).all(|(n, i)| {
         let id = graph.nodes[*i];

@@ -13,6 +13,7 @@ pub mod overhead;
 pub mod pools;
 pub mod projector;
 pub mod sched;
+mod vulkan;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

@@ -402,9 +402,9 @@ impl Scheduling<'_> {
     fn fuse(&mut self) -> HashMap<Id, Vec<Id>> {
         let mut keeps = fusion::Keeps::default();
         for split in &self.splits {
-            if self.scheduler.rules.keeps_fused && self.scheduler.targets[split.target].fuses() {
-                fusion::optimize(self.graph, split.start..split.end, &mut keeps);
-            }
+            let target = &self.scheduler.targets[split.target];
+            let keeps = self.scheduler.rules.keeps_fused.then_some(&mut keeps);
+            target.optimize(self.graph, split.start..split.end, keeps);
         }
         keeps.until
     }

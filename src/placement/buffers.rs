@@ -37,20 +37,29 @@ impl HostList {
 pub(super) fn supports(backend: Backend, tensor: &Tensor, op: Op) -> bool {
     let name = tensor.ty.name;
     match (backend, op) {
-        (cuda, Op::Other) if cuda.is_cuda_source() && tensor.name.ends_with(".ssm_a") => scans(tensor),
+        (cuda, Op::Other) if cuda.is_cuda_source() && is_decay(tensor) => !is_mamba1(tensor) || scans(tensor),
+        (Backend::Vulkan, Op::Other) if is_decay(tensor) => !is_mamba1(tensor),
         (_, Op::Other) | (Backend::Rpc, _) => true,
         (Backend::Cpu, _) => false,
         (cuda, Op::GetRows) if cuda.is_cuda_source() => !matches!(name, "tq1_0" | "tq2_0" | "nvfp4" | "q8_K" | "f64"),
         (cuda, _) if cuda.is_cuda_source() => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "i8" | "i16" | "i32" | "i64"),
+        (Backend::Vulkan, _) => !matches!(name, "q8_1" | "q8_K" | "f64" | "i8" | "i16" | "i64"),
         _ => !matches!(name, "tq1_0" | "tq2_0" | "f64" | "q8_K"),
     }
 }
 
-/// Whether CUDA scans with these decays: Mamba-1 has one a state and channel, and a kernel for 16 states only.
+fn is_decay(tensor: &Tensor) -> bool {
+    tensor.name.ends_with(".ssm_a")
+}
+
+/// Mamba-1 has a decay for each state and channel, and Mamba-2 one for each head.
+fn is_mamba1(tensor: &Tensor) -> bool {
+    tensor.shape[0] != 1 && tensor.shape[1] != 1
+}
+
+/// Whether CUDA scans with these decays of Mamba-1: it has a kernel for 16 states only.
 fn scans(tensor: &Tensor) -> bool {
-    let [states, channels, ..] = tensor.shape;
-    let is_mamba1 = states != 1 && channels != 1;
-    !is_mamba1 || (states == 16 && channels.is_multiple_of(128))
+    tensor.shape[0] == 16 && tensor.shape[1].is_multiple_of(128)
 }
 
 /// Dimensions as ggml counts them.

@@ -233,12 +233,14 @@ impl Buffer {
 
     /// What sizes in it are padded to.
     fn alignment(self, machine: &Machine, placement: &Placement) -> u64 {
-        let backend = match self {
-            Self::Device(_) => self.device(machine).map(|device| device.backend),
-            Self::HostPinned => pinned(machine, &placement.devices).filter(|backend| *backend == Backend::Vulkan),
+        let alignment = match self {
+            Self::Device(_) => self.device(machine).map(|device| device.backend.alignment()),
+            Self::HostPinned => pinned(machine, &placement.devices).map(Backend::host_alignment),
+            // llama.cpp's projection maps nothing: it counts the same weights in pinned memory.
+            Self::Cpu if placement.is_mapped => pinned(machine, &placement.devices).map(Backend::host_alignment),
             _ => None,
         };
-        backend.map_or(32, Backend::alignment)
+        alignment.unwrap_or(Backend::Cpu.alignment())
     }
 }
 

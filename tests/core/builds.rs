@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::support::build_rows::{Headers, Row, headers, launch};
+use crate::support::build_rows::{ARCHITECTURES, Headers, Row, headers, launch};
 use moeplan::memory;
 
 /// Rows whose compute is not yet what the build held: recorded, so that they only get fewer.
@@ -13,7 +13,7 @@ const COMPUTE_OFF: [(u32, usize); 5] = [(9093, 1), (9341, 1), (9453, 2), (10001,
 fn every_build_held_what_its_rules_say() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/truth/builds.jsonl");
     let rows = std::fs::read_to_string(path).expect("the truth is in the repository");
-    let headers = headers();
+    let headers = headers(ARCHITECTURES);
     let rows: Vec<Row> = rows.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let parts = std::thread::available_parallelism().map_or(1, usize::from);
     let off: Vec<(u32, String)> = std::thread::scope(|scope| {
@@ -32,7 +32,7 @@ fn every_build_held_what_its_rules_say() {
 
 /// The devices of a row whose compute differs; weights and contexts may not.
 fn off(row: &Row, headers: &Headers) -> Vec<(u32, String)> {
-    let (machine, run) = launch(&row.launch, row.build);
+    let (machine, run) = launch(&row.launch, row.build, row.backend);
     let (_, model) = headers.get(&row.model);
     let ours = memory::forecast(model, &machine, &run).expect("a forecast").target;
     let mut off = Vec::new();

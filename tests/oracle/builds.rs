@@ -2,7 +2,7 @@
 //!
 //! `scripts/build-oracle N` builds it and calls this with `MOEPLAN_ORACLE` (its folder) and `MOEPLAN_BUILD`; without them nothing
 //! is compared. `MOEPLAN_MODELS` takes every header of that name, all where it is empty, in place of those that rows are kept of;
-//! `MOEPLAN_ROWS` names a file for the rows of `testdata/truth/builds.jsonl`.
+//! `MOEPLAN_HEADERS` names another archive of testdata, and `MOEPLAN_ROWS` a file for the rows of `testdata/truth/builds.jsonl`.
 #![expect(clippy::print_stderr, reason = "a test's report")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::build_rows::{self, LAUNCHES, MODELS, Row, headers};
+use crate::support::build_rows::{self, ARCHITECTURES, LAUNCHES, MODELS, Row, headers};
+use moeplan::machine::Backend;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::run::{Choice as _, RunConfig, numbers};
 
@@ -37,13 +38,14 @@ fn server(folder: &Path) -> Server {
 }
 
 /// A launch as the oracle reads it.
-fn line(path: &Path, run: &RunConfig, servers: &[&str], hparams: &moeplan::model::HParams) -> String {
+fn line(path: &Path, run: &RunConfig, n_devices: usize, servers: &[&str], hparams: &moeplan::model::HParams) -> String {
     let numbers = numbers(run, hparams);
     let flag = u8::from;
     let join = |list: Vec<String>, separator: &str| list.join(separator);
     let rules = run.overrides.iter().map(|rule| format!("{}={}", rule.pattern, rule.buffer)).collect();
     let words = [
         ("m", path.display().to_string()),
+        ("devices", n_devices.to_string()),
         ("rpc", servers.join(",")),
         ("ngl", run.n_gpu_layers.to_string()),
         ("ts", join(run.tensor_split.iter().map(ToString::to_string).collect(), ",")),
@@ -71,11 +73,15 @@ fn builds() {
         return;
     };
     let (folder, build) = (PathBuf::from(folder), build.parse().expect("the number of a build"));
-    let headers = headers();
-    let servers: Vec<Server> = (0..2).map(|_| server(&folder)).collect();
+    let archive = std::env::var("MOEPLAN_HEADERS");
+    let headers = headers(archive.as_deref().unwrap_or(ARCHITECTURES));
+    let backend = if folder.join("rpc-server").exists() { Backend::Rpc } else { Backend::Vulkan };
+    let servers: Vec<Server> = (0..2).filter(|_| backend == Backend::Rpc).map(|_| server(&folder)).collect();
     // An assertion that fails is an answer; ggml would have gdb say more, between the answers.
     let mut child = Command::new(folder.join("oracle"))
         .env("GGML_NO_BACKTRACE", "1")
+        // Mesa's device on the processor, twice.
+        .env("GGML_VK_VISIBLE_DEVICES", "0,0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -89,9 +95,10 @@ fn builds() {
     for name in headers.names().filter(is_wanted) {
         let (path, model) = headers.get(name);
         for launch in LAUNCHES {
-            let (machine, run) = build_rows::launch(launch, build);
+            let (machine, run) = build_rows::launch(launch, build, backend);
             let endpoints: Vec<&str> = servers[..run.rpc.len()].iter().map(|server| server.1.as_str()).collect();
-            writeln!(asked, "{}", line(path, &run, &endpoints, &model.hparams)).expect("the oracle listens");
+            let asks = line(path, &run, machine.devices.len(), &endpoints, &model.hparams);
+            writeln!(asked, "{asks}").expect("the oracle listens");
             let theirs = answers.next().expect("an answer").expect("a line");
             let ours = memory::forecast(model, &machine, &run).map(|forecast| forecast.target);
             let theirs: Option<MemoryByDevice> = serde_json::from_str(&theirs).unwrap_or_default();
@@ -101,7 +108,7 @@ fn builds() {
             };
             tally.add(name, launch, &ours, &theirs);
             if let Some(file) = &mut rows {
-                let row = Row { build, model: name.to_string(), launch: launch.to_string(), memory: theirs };
+                let row = Row { build, backend, model: name.to_string(), launch: launch.to_string(), memory: theirs };
                 writeln!(file, "{}", serde_json::to_string(&row).expect("JSON")).expect("written");
             }
         }

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use moeplan::gguf;
-use moeplan::machine::{Device, Host, Machine};
+use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::memory::MemoryByDevice;
 use moeplan::model::Model;
 use moeplan::run::{RunConfig, Target, parse};
 use serde::{Deserialize, Serialize};
 
-/// Headers of testdata/architectures.tar.xz that rows are kept of: dense, with experts, with windows, with latents, hybrid, tied.
+/// Small models, one or two of each architecture.
+pub const ARCHITECTURES: &str = "architectures.tar.xz";
+
+/// Headers of [`ARCHITECTURES`] that rows are kept of: dense, with experts, with windows, with latents, hybrid, tied.
 pub const MODELS: [&str; 14] = [
     "llama-dense",
     "qwen3-dense",
@@ -53,21 +56,25 @@ pub const LAUNCHES: [&str; 16] = [
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
     pub build: u32,
+    /// What its devices are.
+    pub backend: Backend,
     pub model: String,
     pub launch: String,
     pub memory: MemoryByDevice,
 }
 
 /// A launch on its software devices, as a build reads it; it is not fitted.
-pub fn launch(launch: &str, build: u32) -> (Machine, RunConfig) {
+pub fn launch(launch: &str, build: u32, backend: Backend) -> (Machine, RunConfig) {
     let (n_devices, flags) = launch.split_once(' ').expect("devices and flags");
     let n_devices: u16 = n_devices.parse().expect("a count");
-    let device = |i| Device::parse(&format!("RPC{i}[d{i}:1]=24G")).expect("a device");
+    let is_remote = backend == Backend::Rpc;
+    let name = |i| if is_remote { format!("RPC{i}[d{i}:1]=999GiB") } else { format!("Vulkan{i}=999GiB") };
+    let device = |i| Device::parse(&name(i)).expect("a device");
     let machine = Machine { devices: (0..n_devices).map(device).collect(), host: Host::default() };
     let words: Vec<String> = format!("{flags} -fit off").split(' ').map(str::to_string).collect();
     let target = Target { build, ..Target::default() };
     let mut run = parse::command_for(&words, &BTreeMap::new(), target).expect("flags of llama.cpp").run;
-    run.rpc = (0..n_devices).map(|i| format!("d{i}:1")).collect();
+    run.rpc = (0..n_devices).filter(|_| is_remote).map(|i| format!("d{i}:1")).collect();
     (machine, run)
 }
 
@@ -76,10 +83,10 @@ pub struct Headers {
     models: BTreeMap<String, (PathBuf, Model)>,
 }
 
-/// Every header of testdata/architectures.tar.xz.
-pub fn headers() -> Headers {
+/// Every header of an archive in testdata.
+pub fn headers(archive: &str) -> Headers {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/architectures.tar.xz");
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(archive);
     let status = Command::new("tar").arg("-xJSf").arg(&archive).arg("-C").arg(folder.path()).status();
     assert!(status.expect("tar is installed").success(), "{} unpacks", archive.display());
     let models = std::fs::read_dir(folder.path()).expect("the folder").map(|entry| {

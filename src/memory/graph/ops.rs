@@ -15,7 +15,7 @@ fn divides(of: u64, n: u64) -> bool {
 }
 
 /// Whether repeats of `small` fill `large` (`ggml_can_repeat`).
-fn can_repeat(small: [u64; 4], large: [u64; 4]) -> bool {
+pub fn can_repeat(small: [u64; 4], large: [u64; 4]) -> bool {
     if small.contains(&0) {
         return large.contains(&0);
     }
