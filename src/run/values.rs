@@ -184,7 +184,7 @@ impl<'a> Given<'a> {
             if let Some(half) = pending.take() {
                 broken(COMMA, &format!("{half}{separator}{part}"));
             } else if buffer.contains('=') {
-                broken(EQUALS, part);
+                broken(if buffer.contains(';') { SEMICOLON } else { EQUALS }, part);
             } else if buffer.ends_with(['"', '\'']) {
                 broken(QUOTED, part);
             } else {
@@ -226,6 +226,11 @@ const EQUALS: Slip = (
     "pattern-split-by-equals",
     "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command",
     "a pattern cannot hold `=`: write the rule without a lookahead",
+);
+const SEMICOLON: Slip = (
+    "pattern-split-by-equals",
+    "llama.cpp takes everything after the first `=` for a buffer, and refuses the command",
+    "`,` separates rules; `;` does so in llama-bench alone",
 );
 const QUOTED: Slip = (
     "pattern-quoted",
@@ -295,6 +300,7 @@ mod tests {
         for (value, code) in [
             ("x{1,2}=CPU", "pattern-split-by-comma"),
             ("(?=exps)=CPU", "pattern-split-by-equals"),
+            ("exps=CPU;attn=CUDA0", "pattern-split-by-equals"),
             ("\"exps=CPU\"", "pattern-quoted"),
         ] {
             let notes = given(value).overrides().unwrap().1;
