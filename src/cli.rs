@@ -35,7 +35,7 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
-    /// How the answer is written [default: by the ending of -o FILE (.json, .md, .html), else text].
+    /// How the answer is written [default: by the ending of -o FILE, else text].
     #[arg(long, value_enum, global = true, value_name = "FORMAT")]
     pub format: Option<Format>,
     /// Same as --format json.
@@ -43,7 +43,7 @@ pub struct Global {
     pub json: bool,
     /// Write the answer to FILE, which must be new unless --force
     ///
-    /// An existing FILE is refused without --force; a device or pipe is written to. moeplan checks beforehand that it can write
+    /// A name that ends in .json, .md or .html gets that format, unless --format names another. An existing FILE is refused without --force; a device or pipe is written to. moeplan checks beforehand that it can write
     /// FILE. If writing fails later, the answer goes to standard output, and the exit code is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,

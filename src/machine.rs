@@ -4,6 +4,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{Bytes, MIB, ParseBytesError};
 use crate::gguf::GgmlType;
 use crate::number::counted;
+use crate::suggest::{self, Hint};
 
 pub mod cards;
 pub mod processors;
@@ -257,12 +259,29 @@ pub enum Error {
     Size { flag: String, error: ParseBytesError },
     #[error("`{0}` is described twice; give every device one name and one size")]
     Twice(String),
-    #[error("`--gpu {0}`: no card of that name is known; `moeplan devices --known` lists them")]
+    #[error("`--gpu {0}`: no card of that name is known")]
     UnknownCard(String),
-    #[error("`--gpu {0}`: the memory of this card is not known: add its size, --gpu '{0}=SIZE'")]
+    #[error("`--gpu {0}`: the memory of this card is not known")]
     NoMemory(String),
     #[error("`--backend cpu` has no devices; leave `--vram` and `--gpu` out")]
     NoDevices,
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::UnknownCard(name) => {
+                let known = cards::CARDS.iter().map(|card| card.words);
+                let meant = suggest::did_you_mean(name, known).unwrap_or_default();
+                format!("{meant} `moeplan devices --known` lists the names; --vram SIZE needs none")
+                    .trim()
+                    .to_string()
+                    .into()
+            }
+            Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
+            _ => return None,
+        })
+    }
 }
 
 impl Machine {

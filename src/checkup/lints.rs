@@ -128,6 +128,13 @@ const LINTS: &[Rule] = &[
     // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
     ("draft-not-used", Warning, |facts| {
+        // `examples/server/server-context.cpp`, "MTP enabled via flag, but model has 0 NextN layers" (ik_llama.cpp).
+        if facts.run.target.dialect == Dialect::Ik && facts.lacks_nextn() {
+            return found(
+                "`-mtp`: the file has no NextN (MTP) blocks, so ik_llama.cpp drafts nothing",
+                "leave it out, or take a file with the model's NextN blocks",
+            );
+        }
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
         let kind = draft.drafts().unwrap_or("simple");
         found(
@@ -138,13 +145,7 @@ const LINTS: &[Rule] = &[
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
     // model it is that one's blocks that draft.
     ("mtp-without-nextn", Error, |facts| {
-        if !facts.run.mtp || (facts.run.has_draft_model() && facts.model.draft.is_none()) {
-            return None;
-        }
-        let drafter = facts.model.draft.as_deref().unwrap_or(facts.model);
-        // Its last block is a router's.
-        let has_none = drafter.hparams.nextn_predict_layers == 0 || drafter.context.has_router_layer;
-        if !has_none {
+        if !facts.lacks_nextn() || facts.run.target.dialect == Dialect::Ik {
             return None;
         }
         found(
@@ -674,7 +675,8 @@ const LINTS: &[Rule] = &[
     ("vulkan-prompt-growth", Warning, |facts| {
         const REPORTED: Bytes = Bytes::mib(1872);
         let tight = |(at, device): (u16, &Device)| {
-            let holds_experts = facts.forecast.placement.experts(facts.model).any(|(_, c)| c.buffer == Buffer::Device(at));
+            let holds_experts =
+                facts.forecast.placement.experts(facts.model).any(|(_, c)| c.buffer == Buffer::Device(at));
             let row = facts.forecast.memory.get(&device.name)?;
             let left = Bytes(device.total.0.saturating_sub(row.total().0));
             let needed = Bytes(REPORTED.0.saturating_sub(row.overhead.0));
@@ -773,6 +775,16 @@ impl<'a> Facts<'a> {
         let mut used = placement.layers.iter().flatten();
         let first = used.next();
         placement.devices.len() > 1 && first.is_some_and(|first| used.any(|other| other != first))
+    }
+
+    /// Whether NextN blocks are to draft that the file does not have.
+    fn lacks_nextn(&self) -> bool {
+        if !self.run.mtp || (self.run.has_draft_model() && self.model.draft.is_none()) {
+            return false;
+        }
+        let drafter = self.model.draft.as_deref().unwrap_or(self.model);
+        // Its last block is a router's.
+        drafter.hparams.nextn_predict_layers == 0 || drafter.context.has_router_layer
     }
 
     /// The Vulkan devices that take part.

@@ -47,7 +47,8 @@ fn no_command(command: &Command, word: &str, words: &[OsString]) -> Option<Refus
     let above = named(command, words.get(..before)?);
     let path = if above.get_name() == command.get_name() { String::new() } else { format!(" {}", above.get_name()) };
     let known = above.get_subcommands().filter(|command| !command.is_hide_set()).map(Command::get_name);
-    let hint = suggest::did_you_mean(word, known).unwrap_or_else(|| format!("`moeplan{path} --help` lists what there is"));
+    let hint =
+        suggest::did_you_mean(word, known).unwrap_or_else(|| format!("`moeplan{path} --help` lists what there is"));
     Some(Refusal::new(format!("`{word}` is not a command of `moeplan{path}`"), hint))
 }
 
@@ -88,7 +89,8 @@ fn value(argument: &str, value: &str, error: &clap::Error, words: &[OsString]) -
         let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
         is_number && !before.ends_with(|c: char| c.is_ascii_digit()) && after.starts_with(|c: char| c.is_ascii_digit())
     });
-    let hint = decimals.map(|(_, after)| format!("a comma separates devices: a size with decimals is `{value}.{after}`"));
+    let hint =
+        decimals.map(|(_, after)| format!("a comma separates devices: a size with decimals is `{value}.{after}`"));
     let meant = || suggest::did_you_mean(value, known.iter().map(String::as_str));
     Refusal::new(message, hint.or_else(meant).unwrap_or_default())
 }

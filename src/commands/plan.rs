@@ -159,9 +159,10 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
     let (beside, hint) = match output.format() {
         // It is JSON anyhow.
         Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
-        Format::Json => {
-            ("--json", format!("leave {emit} out: the document has the command's words as `args`, whole as `command`"))
-        }
+        Format::Json => (
+            "--json",
+            format!("leave {emit} out: the document has the arguments in `args` and the command in `command`"),
+        ),
         Format::Markdown => ("--format markdown", twice("--format markdown")),
         Format::Html => ("--format html", twice("--format html")),
         Format::Text if args.options.planning.explain => ("--explain", twice("--explain")),

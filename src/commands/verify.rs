@@ -18,7 +18,7 @@ use crate::runtime::{Error, Launch, Prompt, Workload};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan verify model.gguf --vram 24G
-  moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json --runtime server
+  moeplan plan -o plan.json model.gguf --vram 24G && moeplan verify plan.json
   moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192
 Without a GPU, on a software device:
   moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf

@@ -78,7 +78,8 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
             note(format!("`{variable}={list}`: {what}"), hint);
         }
     }
-    if environment.contains_key(UNIFIED_MEMORY) && machine.devices.iter().any(|device| device.backend.is_cuda_source()) {
+    if environment.contains_key(UNIFIED_MEMORY) && machine.devices.iter().any(|device| device.backend.is_cuda_source())
+    {
         notes.push(Note {
             code: "unified-memory".into(),
             message: format!(

@@ -34,6 +34,11 @@ fn short_help_fits_a_screen_and_long_help_has_everything() {
         let short = command.render_help().to_string();
         let widest = short.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(short.lines().count() <= SCREEN.0 && widest <= SCREEN.1, "{path}: {widest} columns\n{short}");
+        // clap would wrap an example.
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in after.lines().filter(|line| line.starts_with("  ")) {
+            assert!(line.chars().count() < SCREEN.1, "{path}: {line}");
+        }
         let long = command.render_long_help().to_string();
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
             if let Some(name) = argument.get_long() {
@@ -274,7 +279,7 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf --vram 24G --strategy experts-on-host --rules down-on-host", "leave one of them out"),
         ("rules check down-on-host m.gguf --vram 24G --strategy first-n", "leave one of them out"),
         ("plan m.gguf --vram 24G -ctk q8", "q8_0"),
-        ("plan m.gguf --vram 24G --emit args --json", "as `args`, whole as `command`"),
+        ("plan m.gguf --vram 24G --emit args --json", "the arguments in `args`"),
         ("plan m.gguf --vram 24G --emit shell --explain", "once with --explain"),
         ("plan m.gguf --vram 24G -ub 1k", "write `-ub 1024`"),
         (r"plan m.gguf --vram 24G -ot blk\.\d{1,2}\.=CPU", "a pattern cannot hold one"),

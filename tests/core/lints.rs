@@ -191,13 +191,7 @@ static CASES: &[Case] = &[
     ("removed-flag", &GPT_OSS, ONE, "llama-bench -mmp 0", "llama-bench -lm none"),
     ("cards-selected", &GPT_OSS, TWO, "CUDA_VISIBLE_DEVICES=1 llama-server", "HIP_VISIBLE_DEVICES=1 llama-server"),
     ("cards-selected", &GPT_OSS, TWO, "CUDA_VISIBLE_DEVICES=0 llama-server", "CUDA_VISIBLE_DEVICES=0,1 llama-server"),
-    (
-        "unified-memory",
-        &GPT_OSS,
-        ONE,
-        "GGML_CUDA_ENABLE_UNIFIED_MEMORY=1 llama-server",
-        "GGML_CUDA_P2P=1 llama-server",
-    ),
+    ("unified-memory", &GPT_OSS, ONE, "GGML_CUDA_ENABLE_UNIFIED_MEMORY=1 llama-server", "GGML_CUDA_P2P=1 llama-server"),
     (
         "tensor-beyond-driver-limit",
         &QWEN,
@@ -514,6 +508,8 @@ fn ik_has_flags_of_its_own() {
     assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("uncertain")));
     assert!(codes(&QWEN, ONE, "llama-server -c 4096 -lm none", ik).contains(&"other-dialect"));
     assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
+    let mtp = codes(&QWEN, ONE, "llama-server -c 4096 -mtp", ik);
+    assert!(mtp.contains(&"draft-not-used") && !mtp.contains(&"mtp-without-nextn"), "{mtp:?}");
 }
 
 /// The usual command for DeepSeek on ik_llama.cpp: `-ctk` alone. llama.cpp refuses it, and the hint at the dialect stays in sight.
