@@ -147,8 +147,8 @@ impl Reader {
             if let Some((flag, value)) = glued(word) {
                 self.command.note(
                     "unknown-flag",
-                    format!("`{word}` is one word, which {} refuses", target.name()),
-                    Some(format!("write `{flag} {value}`; the figures assume it")),
+                    format!("`{word}` is one word: {} refuses it; it is read as `{flag} {value}`", target.name()),
+                    Some(format!("write `{flag} {value}`")),
                 );
                 self.argument(flag, &[value.to_string()])?;
                 return Ok(0);
@@ -332,13 +332,13 @@ impl Reader {
         let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
         let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
         let (code, message, hint) = if !word.starts_with('-') {
-            let is_model = word.ends_with(".gguf") && self.command.model.is_none();
-            let flag = if is_model { "-m" } else { "FLAG" };
-            if is_model {
-                self.model("--model", word);
-            }
             let message = format!("`{word}` belongs to no flag: {name} refuses it");
-            ("unknown-flag", message, Some(format!("write `{flag} {word}`, or leave it out")))
+            if word.ends_with(".gguf") && self.command.model.is_none() {
+                self.model("--model", word);
+                ("unknown-flag", format!("{message}; it is read as the model"), Some(format!("write `-m {word}`")))
+            } else {
+                ("unknown-flag", message, Some("leave it out, or put its flag before it".to_string()))
+            }
         } else if target.dialect == Dialect::Ik {
             let message = format!("moeplan does not know `{word}` in ik_llama.cpp and assumes that it has no effect");
             ("other-dialect", message, None)

@@ -185,6 +185,8 @@ impl<'a> Given<'a> {
                 broken(COMMA, &format!("{half}{separator}{part}"));
             } else if buffer.contains('=') {
                 broken(if buffer.contains(';') { SEMICOLON } else { EQUALS }, part);
+            } else if buffer.is_empty() {
+                return Err(self.refuse("a buffer after `=`: `CPU`, or a device such as `CUDA0`"));
             } else if buffer.ends_with(['"', '\'']) {
                 broken(QUOTED, part);
             } else {
@@ -306,6 +308,7 @@ mod tests {
             let notes = given(value).overrides().unwrap().1;
             assert!(notes.len() == 1 && notes[0].code == code && notes[0].message.contains(value), "{notes:?}");
         }
+        assert!(given("exps=").overrides().unwrap_err().to_string().contains("a buffer after `=`"));
         assert_eq!(given("a=CPU,x{1,2}=CPU,b=CPU").overrides().unwrap().0.len(), 2);
     }
 

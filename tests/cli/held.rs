@@ -53,6 +53,11 @@ fn a_wrapped_command_is_the_command() {
         let found = check(at, &words(&format!("{wrapped} {flags}")), "", &[]);
         assert_eq!((found.0, &found.1["memory"]), (0, &plain.1["memory"]), "{wrapped}: {}", found.2);
     }
+    // What llama.cpp refuses is read as it was meant.
+    let (code, glued, said) = check(at, &words("llama-server x.gguf -ngl99 --ctx-size=4096 -fit off"), "", &[]);
+    assert_eq!((code, &glued["memory"]), (1, &plain.1["memory"]), "{said}");
+    let hint = glued["lints"][0]["hint"].as_str().unwrap_or_default();
+    assert_eq!(hint, "write `-m x.gguf`; write `-ngl 99`; write `--ctx-size 4096`");
     // In quotes as a whole.
     let quoted = check(at, &[&format!("llama-server -m x.gguf {flags}")], "", &[]);
     assert_eq!((quoted.0, &quoted.1["memory"]), (0, &plain.1["memory"]), "{}", quoted.2);
@@ -137,6 +142,8 @@ fn paths_that_nobody_expanded_are_explained() {
         let (code, _, said) = check(folder.path(), &["llama-server", "-m", path], "", &[]);
         assert!(code == 2 && said.contains(expected) && said.contains("hint: "), "{path}: {said}");
     }
+    let (code, _, said) = check(folder.path(), &["llama-server", "--models-dir", "."], "", &[]);
+    assert!(code == 2 && said.contains("`--models-preset FILE` checks all"), "{said}");
     let (code, _, said) = check(folder.path(), &["ollama", "run", "x"], "", &[]);
     assert!(code == 2 && said.contains("moeplan list"), "{said}");
 }

@@ -323,7 +323,13 @@ fn the_curves_of_a_sweep_are_a_picture() {
     let picture = std::fs::read_to_string(here.join("sweep.svg")).unwrap();
     assert!(picture.starts_with("<svg xmlns=") && !picture.contains("<script"), "{picture}");
     assert!(picture.contains("predicted") && picture.contains("tokens per second") && picture.contains("<polyline"));
-    assert_eq!(moeplan(here, &["plan", "--vram", "24G", "--json", "-o", "plan.json", "m.gguf"]).0, 0);
+    // The ending of a file chooses the format.
+    for (name, start) in [("plan.html", "<!DOCTYPE html>"), ("plan.md", "# "), ("plan.json", "{\n")] {
+        let (code, _, said) = moeplan(here, &["plan", "--vram", "24G", "-o", name, "m.gguf"]);
+        let text = std::fs::read_to_string(here.join(name)).unwrap();
+        assert!(code < 2 && text.starts_with(start), "{name}: {}", text.lines().next().unwrap_or_default());
+        assert!(said.contains("the host is assumed to be this computer"), "{said}");
+    }
     let (code, _, error) = moeplan(here, &["report", "plan.json", "-o", "plan.svg"]);
     assert!(code == 2 && error.contains("no document here has curves"), "{error}");
 }

@@ -202,7 +202,7 @@ static CASES: &[Case] = &[
     (
         "vulkan-prompt-growth",
         &QWEN,
-        "Vulkan0=20G 64",
+        "Vulkan0=19G 64",
         "llama-server -c 4096 -np 1",
         "llama-server -c 4096 -np 1 -ncmoe 8",
     ),

@@ -9,7 +9,7 @@ use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{Basis, HOST, What};
-use crate::number::{rate, seconds, signed, thousands, typeset};
+use crate::number::{counted, rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
 use crate::report::chart::Tone;
@@ -220,7 +220,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     let moved = rules.map_or(0, |list| list.split(',').count());
     let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));
     if moved > 0 {
-        text += &format!(", weights of {moved} blocks on another device");
+        text += &format!(", weights of {} moved off their device", counted(moved as u64, "block"));
     }
     text += if fit.starts { "; it starts." } else { "; it does not fit even then." };
     if let Some(failure) = &fit.failure {
