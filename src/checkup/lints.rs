@@ -689,7 +689,7 @@ const LINTS: &[Rule] = &[
                 "{name} has {left} left: with experts on a Vulkan device, a long prompt was reported to take {REPORTED} more than the \
                  buffers, and {overhead} of that is counted"
             ),
-            format!("keep {lacking} more of the experts on the host (`-ncmoe N`)"),
+            format!("keep {lacking} more of the experts on the host (`-ncmoe N`), or plan with a larger `--margin`"),
         )
     }),
 ];

@@ -138,7 +138,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok([Outcome::No, Outcome::Untold].into_iter().find(|worse| outcomes.contains(worse)).unwrap_or(Outcome::Yes))
 }
 
-fn outcome(checkup: &Checkup) -> Outcome {
+/// Yes to a launch that fits and starts.
+pub(super) fn outcome(checkup: &Checkup) -> Outcome {
     match checkup.fits {
         _ if checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
         Some(true) if !checkup.is_refused() => Outcome::Yes,

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::ask;
 use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
+use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
@@ -210,6 +211,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
                 let path = &plan.model.path;
                 output.say(&format!("note: {path} does not exist yet; this makes it: {}", what_if.command));
             }
+            for lint in plan.check.lints.iter().filter(|lint| lint.severity == Severity::Error) {
+                output.say(&format!("error: {}", lint.message));
+            }
             for (device, over) in &plan.check.shortfall {
                 output.say(&format!("warning: {device} is short of {over}"));
             }
@@ -220,5 +224,5 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
-    Ok(if plan.check.fits() { Outcome::Yes } else { Outcome::No })
+    Ok(check::outcome(&plan.check))
 }

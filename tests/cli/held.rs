@@ -131,6 +131,22 @@ fn every_variant_of_a_grid_is_answered_and_the_largest_decides() {
     assert_eq!((&grid["memory"], grid["run"]["n_ctx"].as_u64()), (&alone["memory"], Some(4608)));
 }
 
+/// LLaVA's projector gives 4,096 numbers an embedding, the model reads 2,048.
+#[test]
+fn a_plan_that_llama_cpp_refuses_is_a_no() {
+    let folder = folder();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(folder.path()).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    assert!(moeplan("synth mmproj-llava-1.5-7b -q -o mmproj.gguf").status.success());
+    let plan = moeplan("plan --vram 24G --ram 64G -c 4096 x.gguf -- --mmproj mmproj.gguf");
+    let text = String::from_utf8_lossy(&plan.stdout);
+    assert_eq!(plan.status.code(), Some(1), "{text}");
+    assert!(text.contains("Would fit, but llama.cpp refuses the command."), "{text}");
+    assert!(text.contains("take the projector that was published with this model"), "{text}");
+}
+
 #[test]
 fn paths_that_nobody_expanded_are_explained() {
     let folder = folder();
