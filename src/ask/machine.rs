@@ -26,7 +26,8 @@ pub struct Described {
     pub device: Vec<String>,
     /// Cards by name, with their real memory and speed: "RTX 4090".
     ///
-    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes, or its memory is not known.
+    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes, or its memory
+    /// is not known.
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])

@@ -680,7 +680,9 @@ const LINTS: &[Rule] = &[
             let row = facts.forecast.memory.get(&device.name)?;
             let left = Bytes(device.total.0.saturating_sub(row.total().0));
             let needed = Bytes(REPORTED.0.saturating_sub(row.overhead.0));
-            (holds_experts && device.calibration.is_none() && device.overhead.is_none() && left < needed)
+            let is_short = facts.shortfall.contains_key(&device.name);
+            let is_measured = device.calibration.is_some() || device.overhead.is_some();
+            (holds_experts && !is_short && !is_measured && left < needed)
                 .then(|| (device.name.clone(), left, row.overhead, Bytes(needed.0 - left.0)))
         };
         let (name, left, overhead, lacking) = facts.of_vulkan().find_map(tight)?;

@@ -84,7 +84,7 @@ fn value(argument: &str, value: &str, error: &clap::Error, words: &[OsString]) -
         _ => format!("`{name} {value}`: {why}"),
     };
     // `--vram 24,5G`
-    let rest = words.iter().filter_map(|word| word.to_str()?.split_once(&format!("{value},"))).next();
+    let rest = words.iter().find_map(|word| word.to_str()?.split_once(&format!("{value},")));
     let decimals = rest.filter(|(before, after)| {
         let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
         is_number && !before.ends_with(|c: char| c.is_ascii_digit()) && after.starts_with(|c: char| c.is_ascii_digit())

@@ -191,7 +191,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = one;
     let options = &args.options.machine;
     let assumed = options.assumed(&machine).filter(|_| options.describes_devices() && args.emit.is_none());
-    assumed.iter().for_each(|note| output.say(note));
+    if let Some(note) = assumed {
+        output.say(&note);
+    }
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;

@@ -117,7 +117,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let launch = &proposal.launch;
     let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
-    unmeasured(args.options.planning.turn(), ask).iter().for_each(|note| output.say(note));
+    if let Some(note) = unmeasured(args.options.planning.turn(), ask) {
+        output.say(&note);
+    }
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
     let expected = Expected::of(&predicted, margin);

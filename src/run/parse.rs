@@ -333,7 +333,9 @@ impl Reader {
         let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
         let (code, message, hint) = if !word.starts_with('-') {
             let message = format!("`{word}` belongs to no flag: {name} refuses it");
-            if word.ends_with(".gguf") && self.command.model.is_none() {
+            let is_file =
+                std::path::Path::new(word).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+            if is_file && self.command.model.is_none() {
                 self.model("--model", word);
                 ("unknown-flag", format!("{message}; it is read as the model"), Some(format!("write `-m {word}`")))
             } else {
