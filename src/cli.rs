@@ -35,16 +35,16 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
-    /// How the answer is written.
-    #[arg(long, value_enum, global = true, default_value_t = Format::Text, value_name = "FORMAT")]
-    pub format: Format,
+    /// How the answer is written [default: by the ending of -o FILE, else text].
+    #[arg(long, value_enum, global = true, value_name = "FORMAT")]
+    pub format: Option<Format>,
     /// Same as --format json.
     #[arg(long, global = true, conflicts_with = "format")]
     pub json: bool,
     /// Write the answer to FILE, which must be new unless --force
     ///
-    /// An existing FILE is refused without --force; a device or pipe is written to. moeplan checks beforehand that it can write
-    /// FILE. If writing fails later, the answer goes to standard output, and the exit code is 2 (docs/files.md).
+    /// A name that ends in .json, .md or .html gets that format, unless --format names another. An existing FILE is refused without
+    /// --force; a device or pipe is written to. moeplan checks beforehand that it can write FILE. If writing fails later, the answer goes to standard output, and the exit code is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
     /// Replace existing files (-o, --csv, --results, --out).
@@ -65,9 +65,16 @@ pub struct Global {
 }
 
 impl Global {
-    /// The format asked for, `--json` included.
+    /// The format asked for: by `--json`, `--format`, or the ending of `-o`.
     pub fn format(&self) -> Format {
-        if self.json { Format::Json } else { self.format }
+        let ending = || self.output.as_deref()?.extension()?.to_str();
+        let of_ending = || match ending()? {
+            "json" => Some(Format::Json),
+            "md" => Some(Format::Markdown),
+            "html" | "htm" => Some(Format::Html),
+            _ => None,
+        };
+        if self.json { Format::Json } else { self.format.or_else(of_ending).unwrap_or(Format::Text) }
     }
 }
 
@@ -87,6 +94,28 @@ pub enum Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_has_the_format_of_its_ending_unless_another_is_asked_for() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            global: Global,
+        }
+        for (line, format) in [
+            ("m", Format::Text),
+            ("m -o a.json", Format::Json),
+            ("m -o a.html", Format::Html),
+            ("m -o a.md", Format::Markdown),
+            ("m -o a.txt", Format::Text),
+            ("m -o -", Format::Text),
+            ("m -o a.html --format text", Format::Text),
+            ("m -o a.html --json", Format::Json),
+        ] {
+            assert_eq!(Line::parse_from(line.split(' ')).global.format(), format, "{line}");
+        }
+    }
 
     #[test]
     fn short_flags_become_long_ones_up_to_the_double_dash() {

@@ -4,6 +4,7 @@
     deny(clippy::indexing_slicing, clippy::string_slice, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{Bytes, MIB, ParseBytesError};
 use crate::gguf::GgmlType;
 use crate::number::counted;
+use crate::suggest::{self, Hint};
 
 pub mod cards;
 pub mod processors;
@@ -262,12 +264,29 @@ pub enum Error {
     Size { flag: String, error: ParseBytesError },
     #[error("`{0}` is described twice; give every device one name and one size")]
     Twice(String),
-    #[error("`--gpu {0}`: no card of that name is known; `moeplan devices --known` lists them")]
+    #[error("`--gpu {0}`: no card of that name is known")]
     UnknownCard(String),
-    #[error("`--gpu {0}`: how much memory it offers is not known: write --gpu '{0}=8G'")]
+    #[error("`--gpu {0}`: the memory of this card is not known")]
     NoMemory(String),
     #[error("`--backend cpu` has no devices; leave `--vram` and `--gpu` out")]
     NoDevices,
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::UnknownCard(name) => {
+                let known = cards::CARDS.iter().map(|card| card.words);
+                let meant = suggest::did_you_mean(name, known).unwrap_or_default();
+                format!("{meant} `moeplan devices --known` lists the names; --vram SIZE needs none")
+                    .trim()
+                    .to_string()
+                    .into()
+            }
+            Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
+            _ => return None,
+        })
+    }
 }
 
 impl Machine {
@@ -504,12 +523,18 @@ impl Device {
                 None => card.sold.first(),
                 Some(size) => card.sold.iter().find(|sold| Some(sold.gb) == size.sold_as),
             };
-            let total = sold.map(cards::Sold::offers).or(size.map(|size| size.bytes));
-            let total = total.ok_or_else(|| Error::NoMemory(card.words.to_ascii_uppercase()))?;
+            let integrated = card.is_integrated() && backend != Backend::Metal;
             let at = devices.iter().filter(|other| other.backend == backend).count();
             let name = backend.device_name(at).ok_or(Error::NoDevices)?;
-            let description = Some(card.words.to_ascii_uppercase());
-            devices.push(Self { description, ..Self::new(name, backend, total) });
+            let description = card.words.to_ascii_uppercase();
+            let device = match (sold, size) {
+                (Some(sold), _) => Self::new(name, backend, sold.offers()),
+                // A part of main memory is not a card that is sold.
+                (None, Some(size)) if integrated => Self::new(name, backend, size.bytes),
+                (None, Some(size)) => Self::of_size(name, backend, size),
+                (None, None) => return Err(Error::NoMemory(description)),
+            };
+            devices.push(Self { description: Some(description), integrated, ..device });
         }
         Ok(devices)
     }
@@ -826,6 +851,11 @@ mod tests {
             of(&["3060 laptop=6144M"], Some(Backend::Vulkan)).unwrap(),
             [device("Vulkan0", "RTX 3060 LAPTOP", 6144)]
         );
+        // A size that the table does not have of it is a card sold with it, but for memory of the host.
+        assert_eq!(of(&["P40=24G"], None).unwrap(), [device("CUDA0", "P40", 22_731)]);
+        assert_eq!(of(&["Strix Halo=96G"], None).unwrap(), [device("ROCm0", "8060S", 96 << 10)]);
+        let integrated = |name: &str| Device::of_cards(&[name.to_string()], None).unwrap()[0].integrated;
+        assert_eq!(["8060S=96G", "GB10=110G", "P40=24G", "M3 Ultra=96G"].map(integrated), [true, true, false, false]);
         assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
         assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));
         assert_eq!(of(&["RTX 9999"], None), Err(Error::UnknownCard("RTX 9999".to_string())));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::machine::processors::{self, Processor};
 use crate::machine::{Backend, Device, DeviceSize, Error, Host, HostRates, Machine, Ram};
 use crate::speed::table;
-use crate::suggest::Refusal;
+use crate::suggest::{Hint as _, Refusal};
 
 /// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -19,20 +19,21 @@ pub struct Described {
     /// With --machine, these are exact budgets for its first devices, and the others stay unused.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ','))]
     pub vram: Vec<DeviceSize>,
-    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` is memory of the host.
+    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` shares main memory.
     ///
     /// Repeatable.
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"]))]
     pub device: Vec<String>,
     /// Cards by name, with their real memory and speed: "RTX 4090".
     ///
-    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes.
+    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes, or its memory
+    /// is not known.
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])
     )]
     pub gpu: Vec<String>,
-    /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
+    /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
     /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
@@ -98,7 +99,8 @@ impl Described {
     /// A machine of which nothing else is known.
     pub fn machine(&self) -> Result<Machine, Refusal> {
         let described = self.devices().and_then(|devices| Machine::new(devices, Host::default()));
-        let mut machine = described.map_err(|error| Refusal::new(error.to_string(), ""))?;
+        let refusal = |error: Error| Refusal::new(error.to_string(), error.hint().unwrap_or_default());
+        let mut machine = described.map_err(refusal)?;
         self.describe(&mut machine.host)?;
         Ok(machine)
     }

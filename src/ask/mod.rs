@@ -65,6 +65,7 @@ pub fn hint<'a>(error: &'a (dyn Error + 'static)) -> Option<Cow<'a, str>> {
         files::Error,
         gguf::Error,
         gguf::source::Error,
+        crate::machine::Error,
         memory::Error,
         placement::Error,
         plan::Error,

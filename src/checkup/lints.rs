@@ -13,6 +13,7 @@ use crate::arch::Arch;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::caches::{self, CacheKind};
+use crate::memory::compute::VULKAN_BUFFER;
 use crate::memory::{self, Caches, Forecast, HOST, expert_cache::Problem};
 use crate::model::Model;
 use crate::placement::Buffer;
@@ -127,6 +128,13 @@ const LINTS: &[Rule] = &[
     // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
     ("draft-not-used", Warning, |facts| {
+        // `examples/server/server-context.cpp`, "MTP enabled via flag, but model has 0 NextN layers" (ik_llama.cpp).
+        if facts.run.target.dialect == Dialect::Ik && facts.lacks_nextn() {
+            return found(
+                "`-mtp`: the file has no NextN (MTP) blocks, so ik_llama.cpp drafts nothing",
+                "leave it out, or take a file with the model's NextN blocks",
+            );
+        }
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
         let kind = draft.drafts().unwrap_or("simple");
         found(
@@ -137,13 +145,7 @@ const LINTS: &[Rule] = &[
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
     // model it is that one's blocks that draft.
     ("mtp-without-nextn", Error, |facts| {
-        if !facts.run.mtp || (facts.run.has_draft_model() && facts.model.draft.is_none()) {
-            return None;
-        }
-        let drafter = facts.model.draft.as_deref().unwrap_or(facts.model);
-        // Its last block is a router's.
-        let has_none = drafter.hparams.nextn_predict_layers == 0 || drafter.context.has_router_layer;
-        if !has_none {
+        if !facts.lacks_nextn() || facts.run.target.dialect == Dialect::Ik {
             return None;
         }
         found(
@@ -655,6 +657,43 @@ const LINTS: &[Rule] = &[
             "put the device with the fastest link first in `--device`, and give it a little less with `-ts`",
         )
     }),
+    ("tensor-beyond-driver-limit", Warning, |facts| {
+        let weights = facts.of_vulkan().flat_map(|(at, _)| {
+            let copies = facts.forecast.placement.copies.iter().flatten();
+            copies.filter(move |copy| copy.buffer == Buffer::Device(at)).map(|copy| copy.bytes)
+        });
+        let largest = weights.filter(|bytes| *bytes > VULKAN_BUFFER).chain(facts.forecast.beyond_vulkan).max()?;
+        found(
+            format!(
+                "one tensor takes {largest}; where the Vulkan driver allows less in one buffer (AMD's own 2 GiB, RADV about 4 GiB), \
+                 llama.cpp computes with it on the processor"
+            ),
+            "`-fa on` or a smaller `-ub` makes results smaller; `vulkaninfo` shows the limits maxBufferSize and maxStorageBufferRange",
+        )
+    }),
+    // Public reports: 1872 MiB more at a prompt of 2,042 tokens, where the buffers took what was predicted; where it goes is not known.
+    ("vulkan-prompt-growth", Warning, |facts| {
+        const REPORTED: Bytes = Bytes::mib(1872);
+        let tight = |(at, device): (u16, &Device)| {
+            let holds_experts =
+                facts.forecast.placement.experts(facts.model).any(|(_, c)| c.buffer == Buffer::Device(at));
+            let row = facts.forecast.memory.get(&device.name)?;
+            let left = Bytes(device.total.0.saturating_sub(row.total().0));
+            let needed = Bytes(REPORTED.0.saturating_sub(row.overhead.0));
+            let is_short = facts.shortfall.contains_key(&device.name);
+            let is_measured = device.calibration.is_some() || device.overhead.is_some();
+            (holds_experts && !is_short && !is_measured && left < needed)
+                .then(|| (device.name.clone(), left, row.overhead, Bytes(needed.0 - left.0)))
+        };
+        let (name, left, overhead, lacking) = facts.of_vulkan().find_map(tight)?;
+        found(
+            format!(
+                "{name} has {left} left: with experts on a Vulkan device, a long prompt was reported to take {REPORTED} more than the \
+                 buffers, and {overhead} of that is counted"
+            ),
+            format!("keep {lacking} more of the experts on the host (`-ncmoe N`), or plan with a larger `--margin`"),
+        )
+    }),
 ];
 
 /// What reading a command notes, and how bad each is.
@@ -674,6 +713,7 @@ const NOTES: &[(&str, Severity)] = &[
     ("first-variant", Info),
     ("container-without-gpu", Warning),
     ("cards-selected", Info),
+    ("unified-memory", Warning),
     ("koboldcpp", Info),
     ("what-if", Info),
     ("imatrix-needed", Warning),
@@ -737,6 +777,21 @@ impl<'a> Facts<'a> {
         let mut used = placement.layers.iter().flatten();
         let first = used.next();
         placement.devices.len() > 1 && first.is_some_and(|first| used.any(|other| other != first))
+    }
+
+    /// Whether NextN blocks are to draft that the file does not have.
+    fn lacks_nextn(&self) -> bool {
+        if !self.run.mtp || (self.run.has_draft_model() && self.model.draft.is_none()) {
+            return false;
+        }
+        let drafter = self.model.draft.as_deref().unwrap_or(self.model);
+        // Its last block is a router's.
+        drafter.hparams.nextn_predict_layers == 0 || drafter.context.has_router_layer
+    }
+
+    /// The Vulkan devices that take part.
+    fn of_vulkan(&self) -> impl Iterator<Item = (u16, &'a Device)> {
+        self.forecast.placement.taking_part(self.machine).filter(|(_, device)| device.backend == Backend::Vulkan)
     }
 
     fn has_experts(&self) -> bool {

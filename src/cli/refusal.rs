@@ -19,14 +19,18 @@ pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Op
         _ => None,
     };
     match error.kind() {
-        ErrorKind::InvalidSubcommand => no_command(&context(ContextKind::InvalidSubcommand)?),
+        ErrorKind::InvalidSubcommand => no_command(command, &context(ContextKind::InvalidSubcommand)?, words),
+        ErrorKind::ArgumentConflict => conflict(&context(ContextKind::InvalidArg)?, error),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            Some(value(&context(ContextKind::InvalidArg)?, &context(ContextKind::InvalidValue)?, error, words))
+        }
         ErrorKind::UnknownArgument => unknown_flag(command, &context(ContextKind::InvalidArg)?, words),
         ErrorKind::MissingRequiredArgument => missing(command, error, words),
         _ => None,
     }
 }
 
-fn no_command(word: &str) -> Option<Refusal> {
+fn no_command(command: &Command, word: &str, words: &[OsString]) -> Option<Refusal> {
     if let Some(program) = Program::of_path(word).map(Program::name) {
         let hint = format!("`moeplan check -- {program} …` says what that command line would do");
         return Some(Refusal::new(format!("`{word}` is a program, not a command of moeplan"), hint));
@@ -36,7 +40,59 @@ fn no_command(word: &str) -> Option<Refusal> {
     let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
     let plan = format!("`moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB");
     let hint = format!("`moeplan inspect {word}` says what it is, {plan}");
-    is_model.then(|| Refusal::new(format!("`{word}` is a model, not a command"), hint))
+    if is_model {
+        return Some(Refusal::new(format!("`{word}` is a model, not a command"), hint));
+    }
+    let before = words.iter().position(|other| other == word)?;
+    let above = named(command, words.get(..before)?);
+    let path = if above.get_name() == command.get_name() { String::new() } else { format!(" {}", above.get_name()) };
+    let known = above.get_subcommands().filter(|command| !command.is_hide_set()).map(Command::get_name);
+    let hint =
+        suggest::did_you_mean(word, known).unwrap_or_else(|| format!("`moeplan{path} --help` lists what there is"));
+    Some(Refusal::new(format!("`{word}` is not a command of `moeplan{path}`"), hint))
+}
+
+/// Flags that exclude each other, or one that is given twice.
+fn conflict(argument: &str, error: &clap::Error) -> Option<Refusal> {
+    let name = |argument: &str| argument.split(' ').next().unwrap_or_default().to_string();
+    let other = match error.get(ContextKind::PriorArg)? {
+        ContextValue::String(other) => name(other),
+        ContextValue::Strings(others) => others.iter().map(|other| name(other)).collect::<Vec<_>>().join("` and `"),
+        _ => return None,
+    };
+    let name = name(argument);
+    Some(if other == name {
+        Refusal::new(format!("`{name}` is given twice"), "give it once")
+    } else {
+        Refusal::new(format!("`{name}` cannot be used with `{other}`"), "leave one of them out")
+    })
+}
+
+/// A value that an argument (`--vram <SIZE,…>`) does not take.
+fn value(argument: &str, value: &str, error: &clap::Error, words: &[OsString]) -> Refusal {
+    let (name, form) = argument.split_once(' ').unwrap_or((argument, ""));
+    let known = match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(known)) => known.as_slice(),
+        _ => &[],
+    };
+    let why = std::error::Error::source(error).map(ToString::to_string);
+    let why = why.unwrap_or_else(|| format!("expected one of {}", known.join(", ")));
+    let message = match value {
+        "" if known.is_empty() => format!("`{name}` needs a value: {}", form.trim_matches(['<', '>'])),
+        "" => format!("`{name}` needs a value: {why}"),
+        _ if name.starts_with(['<', '[']) => format!("`{value}`: {why}"),
+        _ => format!("`{name} {value}`: {why}"),
+    };
+    // `--vram 24,5G`
+    let rest = words.iter().find_map(|word| word.to_str()?.split_once(&format!("{value},")));
+    let decimals = rest.filter(|(before, after)| {
+        let is_number = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+        is_number && !before.ends_with(|c: char| c.is_ascii_digit()) && after.starts_with(|c: char| c.is_ascii_digit())
+    });
+    let hint =
+        decimals.map(|(_, after)| format!("a comma separates devices: a size with decimals is `{value}.{after}`"));
+    let meant = || suggest::did_you_mean(value, known.iter().map(String::as_str));
+    Refusal::new(message, hint.or_else(meant).unwrap_or_default())
 }
 
 /// The command that the words name, as far as they name one.
@@ -57,6 +113,13 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         let mut all = words.iter().filter_map(|word| word.to_str());
         all.find(|word| !word.starts_with("--") && word.starts_with(flag))
     })?;
+    if typed.get(1..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        let at = words.iter().position(|word| word == typed)?;
+        let of = words.get(at.checked_sub(1)?)?.to_str()?;
+        let is_context = spelling(of).is_some_and(|(flag, _)| flag.name() == "--ctx-size");
+        let hint = if is_context { "`-c max` is the longest context that fits" } else { "write it without the sign" };
+        return Some(Refusal::new(format!("`{of} {typed}`: the value cannot be negative"), hint));
+    }
     let takes_model = command.get_positionals().any(|argument| argument.get_id().as_str().starts_with("model"));
     let hint = if takes_model && ["-m", "--model"].contains(&typed) {
         format!("the model is given without a flag: `moeplan {name} model.gguf`")

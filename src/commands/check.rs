@@ -138,7 +138,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     Ok([Outcome::No, Outcome::Untold].into_iter().find(|worse| outcomes.contains(worse)).unwrap_or(Outcome::Yes))
 }
 
-fn outcome(checkup: &Checkup) -> Outcome {
+/// Yes to a launch that fits and starts.
+pub(super) fn outcome(checkup: &Checkup) -> Outcome {
     match checkup.fits {
         _ if checkup.verdict == Some(Verdict::AfterFit) => Outcome::Yes,
         Some(true) if !checkup.is_refused() => Outcome::Yes,
@@ -202,7 +203,10 @@ impl Models for Here<'_> {
             }
             Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
             Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
-            None => bail!("the command names no model: add `-m FILE`"),
+            None => {
+                let hint = "add `-m FILE`; without a model llama-server is a router, and `--models-preset FILE` checks all of its models";
+                return Err(Refusal::new("the command names no model", hint).into());
+            }
         };
         let first = what_if::first_file(&name, &gguf);
         let name = name.display().to_string();

@@ -25,10 +25,10 @@ use crate::synth::{Wish, synthesize};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan devices                                                 what is found here
-  moeplan devices --calibrate                                     how fast it is, for every later plan
-  moeplan devices --known 4090                                    names for --gpu and --cpu
-  moeplan devices --vram 24G,12G --ram 128G --json -o pc.json     another, for --machine pc.json")]
+  moeplan devices                                         what is found here
+  moeplan devices --calibrate                             how fast it is, for later plans
+  moeplan devices --known 4090                            names for --gpu and --cpu
+  moeplan devices --vram 24G,12G --ram 128G -o pc.json    another one, for --machine pc.json")]
 pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]
@@ -57,7 +57,7 @@ struct CalibrateArgs {
     /// The model of those rows, if `moeplan synth --list` does not know its name; repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     model: Vec<PathBuf>,
-    /// The llama-server whose llama-bench, in the same folder, measures.
+    /// The llama-server to use: the llama-bench in its folder measures.
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     llama_server: Option<PathBuf>,
     /// Start no new measurement after this many seconds; what is left out is listed and keeps its guess.

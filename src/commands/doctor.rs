@@ -19,8 +19,9 @@ use crate::{evidence, run};
 #[command(after_help = "Examples:
   moeplan doctor
   moeplan doctor --llama-server ~/llama.cpp/build/bin/llama-server
-Exit code 1 if there is a problem: something keeps a command from working, or makes its answers \
-wrong.\nEvery finding: docs/doctor.md.")]
+Exit code 1 if there is a problem: something keeps a command from working, or makes its
+answers wrong.
+Every finding: docs/doctor.md.")]
 pub struct Args {
     /// The llama-server to look at [default: PATH, then what scripts/llama-server has built].
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]

@@ -13,8 +13,9 @@ use crate::report::table::{Table, row};
 #[command(after_help = "Examples:
   moeplan list
   moeplan list qwen --json
-Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME,
-XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS). A name, or a part that only one name contains, works as MODEL everywhere.")]
+Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE,
+HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS).
+A name, or a part that only one name contains, works as MODEL everywhere.")]
 pub struct Args {
     /// Only models whose name contains this (case-insensitive).
     #[arg(value_name = "NAME")]
@@ -41,8 +42,15 @@ struct Row {
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut models = Surroundings::here().models();
-    if let Some(name) = args.name.as_deref().map(str::to_lowercase) {
-        models.retain(|model| model.name.to_lowercase().contains(&name));
+    if let Some(name) = args.name.as_deref() {
+        let found = models.len() as u64;
+        models.retain(|model| model.name.to_lowercase().contains(&name.to_lowercase()));
+        if models.is_empty() && found > 0 {
+            output.say(&format!(
+                "note: no name contains `{name}`; without it, `moeplan list` shows {}",
+                counted(found, "model")
+            ));
+        }
     }
     let models = models.into_iter().map(|model| {
         let (architecture, error) = match gguf::open(&model.path) {

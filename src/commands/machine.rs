@@ -12,6 +12,7 @@ use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
 use crate::number::counted;
 use crate::report::page::devices::Devices;
 use crate::runtime::{detect, machine_of, nvml};
+use crate::suggest::Refusal;
 
 /// How the machine is described; with nothing said, it is this one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -69,6 +70,12 @@ impl MachineArgs {
             None => self.described()?,
         };
         self.described.describe(&mut machine.host)?;
+        if let Some(margin) = self.margin
+            && let Some(device) = machine.devices.iter().find(|device| device.total <= margin)
+        {
+            let message = format!("--margin {margin} leaves nothing of {} ({})", device.name, device.total);
+            return Err(Refusal::new(message, "it is what stays free on every device: write for example 512M").into());
+        }
         Ok(machine)
     }
 

@@ -130,7 +130,7 @@ impl Output {
     /// The same to standard output, where `-o` names something else than the answer.
     #[must_use]
     pub fn without_file(&self) -> Self {
-        Self::new(Global { output: None, ..self.global.clone() })
+        Self::new(Global { output: None, format: Some(self.format()), ..self.global.clone() })
     }
 
     /// The file of `-o`; `-` is standard output.

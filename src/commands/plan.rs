@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::ask;
 use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
+use crate::checkup::Severity;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
@@ -159,9 +160,10 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
     let (beside, hint) = match output.format() {
         // It is JSON anyhow.
         Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
-        Format::Json => {
-            ("--json", format!("leave {emit} out: the document has the command's words as `args`, whole as `command`"))
-        }
+        Format::Json => (
+            "--json",
+            format!("leave {emit} out: the document has the arguments in `args` and the command in `command`"),
+        ),
         Format::Markdown => ("--format markdown", twice("--format markdown")),
         Format::Html => ("--format html", twice("--format html")),
         Format::Text if args.options.planning.explain => ("--explain", twice("--explain")),
@@ -187,6 +189,11 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         return sweep(args, one, output);
     }
     let Asked { model, path, what_if, machine, request } = one;
+    let options = &args.options.machine;
+    let assumed = options.assumed(&machine).filter(|_| options.describes_devices() && args.emit.is_none());
+    if let Some(note) = assumed {
+        output.say(&note);
+    }
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;
@@ -206,6 +213,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
                 let path = &plan.model.path;
                 output.say(&format!("note: {path} does not exist yet; this makes it: {}", what_if.command));
             }
+            for lint in plan.check.lints.iter().filter(|lint| lint.severity == Severity::Error) {
+                output.say(&format!("error: {}", lint.message));
+            }
             for (device, over) in &plan.check.shortfall {
                 output.say(&format!("warning: {device} is short of {over}"));
             }
@@ -216,5 +226,5 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
-    Ok(if plan.check.fits() { Outcome::Yes } else { Outcome::No })
+    Ok(check::outcome(&plan.check))
 }

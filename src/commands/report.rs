@@ -21,7 +21,7 @@ const NAMED: [&str; 4] = ["html", "md", "svg", "txt"];
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan report run.json -o run.html                (from moeplan verify --vram 24G model.gguf --json -o run.json)
+  moeplan report run.json -o run.html         after moeplan verify -o run.json model.gguf
   moeplan report sweep.json -o sweep.svg
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {

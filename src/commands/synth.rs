@@ -21,8 +21,8 @@ use crate::synth::{self, Check, Totals, Wish, recipe, spec, synthesize};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan synth gpt-oss-20b -o gpt-oss-20b.gguf                          the whole header, almost no disk
-  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf         a few MiB that llama.cpp runs
+  moeplan synth gpt-oss-20b -o gpt-oss-20b.gguf                    the header, almost no disk
+  moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf   a few MiB; llama.cpp runs it
   moeplan synth --list")]
 pub struct Args {
     /// The model, as `--list` names it.

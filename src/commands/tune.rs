@@ -34,7 +34,7 @@ const FRESH: Duration = Duration::from_hours(24);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan tune model.gguf --vram 24G
-  moeplan tune model.gguf --vram 24G -c 32768 --prompt 4096 --generate 512 --depth 16384 --minutes 30
+  moeplan tune model.gguf --vram 24G -c 32768 --prompt 4096 --depth 16384 --minutes 30
   moeplan tune model.gguf --journal tune.jsonl       (interrupted? the same command continues)")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).

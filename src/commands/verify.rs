@@ -13,12 +13,13 @@ use crate::evidence;
 use crate::measurement::{Expected, measurement};
 use crate::run::Program;
 use crate::runtime::{Error, Launch, Prompt, Workload};
+use crate::speed::Turn;
 
 /// Launch what a plan says, measure, and compare with the prediction, term by term.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan verify model.gguf --vram 24G
-  moeplan plan --json -o plan.json model.gguf --vram 24G && moeplan verify plan.json --runtime server
+  moeplan plan -o plan.json model.gguf --vram 24G && moeplan verify plan.json
   moeplan verify -- llama-server -m model.gguf -ngl 99 -cmoe -c 8192
 Without a GPU, on a software device:
   moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf
@@ -116,6 +117,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let launch = &proposal.launch;
     let workload = workload(ask, &engine, launch, proposal.slot_tokens(&predicted));
+    if let Some(note) = unmeasured(args.options.planning.turn(), ask) {
+        output.say(&note);
+    }
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
     let expected = Expected::of(&predicted, margin);
@@ -137,6 +141,19 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.say(DOES_NOT_FIT);
     }
     Ok(if measured.ok() && proposal.fits() { Outcome::Yes } else { Outcome::No })
+}
+
+/// What to say of a turn that is planned for and not measured.
+fn unmeasured(turn: Turn, ask: &MeasureArgs) -> Option<String> {
+    let usual = Turn::default();
+    let is_set = turn.prompt != usual.prompt || turn.generate != usual.generate;
+    let (prompt, generate) = (ask.measure_prompt, ask.measure_generate);
+    (is_set && (turn.prompt, turn.generate) != (prompt, generate)).then(|| {
+        format!(
+            "note: --prompt and --generate describe the turn to plan for; {prompt} + {generate} tokens are measured \
+             (--measure-prompt, --measure-generate)"
+        )
+    })
 }
 
 /// The launch: a command line as it is, a plan's file, or the plan for a model.
@@ -165,7 +182,26 @@ fn workload(ask: &MeasureArgs, engine: &Engine, launch: &Launch, n_ctx: u32) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::percentage;
+    use clap::Parser as _;
+
+    use super::{MeasureArgs, percentage, unmeasured};
+    use crate::speed::Turn;
+
+    #[test]
+    fn a_turn_that_is_not_measured_is_pointed_out() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            ask: MeasureArgs,
+        }
+        let turn = Turn { prompt: 256, generate: 32, depth: 0 };
+        for (line, turn, is_noted) in
+            [("verify", turn, true), ("verify", Turn::default(), false), ("verify --measure-prompt 256", turn, false)]
+        {
+            let Line { ask } = Line::parse_from(line.split(' '));
+            assert_eq!(unmeasured(turn, &ask).is_some(), is_noted, "{line}");
+        }
+    }
 
     #[test]
     fn percentages_are_shares() {

@@ -54,6 +54,11 @@ impl Card {
         }
     }
 
+    /// Whether its memory is main memory.
+    pub fn is_integrated(&self) -> bool {
+        self.generation == "apple" || INTEGRATED.contains(&self.words)
+    }
+
     pub fn is_nvidia(&self) -> bool {
         !matches!(self.generation, "amd" | "intel" | "apple")
     }
@@ -81,6 +86,12 @@ impl Sold {
         self.free.or_else(|| Some(Bytes(self.total.0 - held()?))).unwrap_or(self.total)
     }
 }
+
+/// Rows without memory of their own (Apple's have none either).
+const INTEGRATED: [&str; 5] = ["gb10", "8060s", "8050s", "890m", "780m"];
+
+/// Computers that people name instead of their graphics, in words of the name.
+const COMPUTERS: [(&str, &str); 3] = [("strix halo", "8060s"), ("ryzen ai max 395", "8060s"), ("dgx spark", "gb10")];
 
 /// The cards in the table's order, read once.
 pub static CARDS: LazyLock<Vec<Card>> = LazyLock::new(|| {
@@ -117,17 +128,23 @@ fn sold(line: &'static str) -> Option<Sold> {
 
 /// The rows that a description names, in the table's order.
 pub fn named(description: &str) -> impl Iterator<Item = &'static Card> + use<> {
-    let description = description.to_ascii_lowercase();
-    CARDS.iter().filter(move |card| {
-        let has = |word| description.split(|c: char| !c.is_ascii_alphanumeric()).any(|other| other == word);
-        card.words.split(' ').all(has)
-    })
+    let words: Vec<String> = tokens(description).collect();
+    CARDS.iter().filter(move |card| card.words.split(' ').all(|word| words.iter().any(|other| other == word)))
 }
 
-/// The row of a card that a person names, with or without the series: `RTX 4090`, `4090`.
+/// The row of a card that a person names, with or without the series: `RTX 4090`, `4090`; or by its computer: `Strix Halo`.
 pub fn by_name(name: &str) -> Option<&'static Card> {
     let series = ["", "rtx ", "gtx "].into_iter();
-    series.flat_map(|series| named(&format!("{series}{name}"))).next()
+    let has = |words: &str| words.split(' ').all(|word| tokens(name).any(|other| other == word));
+    let of_computer = || COMPUTERS.iter().find(|(words, _)| has(words)).and_then(|(_, card)| named(card).next());
+    series.flat_map(|series| named(&format!("{series}{name}"))).next().or_else(of_computer)
+}
+
+/// The words of a name, in lower case.
+fn tokens(name: &str) -> impl Iterator<Item = String> {
+    let lower = name.to_ascii_lowercase();
+    let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).map(str::to_string);
+    words.collect::<Vec<_>>().into_iter()
 }
 
 /// What cards sold with one size offer.
@@ -173,6 +190,22 @@ mod tests {
                 assert!(sold.offers().0 * 100 >= nominal.0 * 81, "{}: {sold:?}", card.words);
             }
         }
+    }
+
+    #[test]
+    fn computers_are_known_by_their_names_and_have_no_memory_of_their_own() {
+        for (name, words) in [
+            ("Strix Halo", "8060s"),
+            ("Ryzen AI Max+ 395", "8060s"),
+            ("DGX Spark", "gb10"),
+            ("Radeon 8060S", "8060s"),
+            ("M3 Ultra", "m3 ultra"),
+        ] {
+            let card = by_name(name).unwrap();
+            assert_eq!((card.words, card.is_integrated()), (words, true), "{name}");
+        }
+        assert!(!by_name("RTX 4090").unwrap().is_integrated());
+        assert!(INTEGRATED.iter().all(|words| named(words).next().is_some_and(|card| card.words == *words)));
     }
 
     #[test]

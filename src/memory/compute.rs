@@ -8,13 +8,29 @@ use super::Launch;
 use super::backend::Target;
 use super::caches::Caches;
 use super::fusion;
-use super::graph::tensor::{Op, Tensor};
+use super::graph::tensor::{Graph, Op, Tensor};
 use super::graph::{self, Batch, Fused, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
 use crate::placement::Placement;
 use crate::run::{ContextNumbers, FlashAttn, SplitMode};
+
+/// The largest buffer of the Vulkan driver that takes least, AMD's own. A driver without 64-bit indexing takes less than 4 GiB
+/// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
+/// `ggml_backend_vk_device_supports_op`, b11434).
+pub const VULKAN_BUFFER: Bytes = Bytes::mib(2048);
+
+/// The largest result beyond [`VULKAN_BUFFER`] that a graph has on a Vulkan device.
+fn beyond_vulkan(scheduler: &Scheduler, graph: &mut Graph) -> Option<Bytes> {
+    let is_vulkan = |target: Option<usize>| target.is_some_and(|at| scheduler.targets[at].backend == Backend::Vulkan);
+    if !(0..scheduler.targets.len()).any(|at| is_vulkan(Some(at))) {
+        return None;
+    }
+    let large = scheduler.targets_of(graph, |tensor| Bytes(tensor.bytes()) > VULKAN_BUFFER);
+    let large = large.into_iter().filter(|(_, target)| is_vulkan(*target));
+    large.map(|(id, _)| Bytes(graph.tensor(id).bytes())).max()
+}
 
 /// Compute bytes by device name and `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +47,8 @@ pub struct Compute {
     pub is_pipelined: bool,
     /// Kernels that a graph of the target starts.
     pub kernels: usize,
+    /// The largest result of an operation on a Vulkan device, where that is more than every driver takes ([`VULKAN_BUFFER`]).
+    pub beyond_vulkan: Option<Bytes>,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,
 }
@@ -57,6 +75,7 @@ impl<'a> Context<'a> {
         let batches = self.batches();
         let mut graph = graph::build(&Plan { fused, ..self.plan(batches[0], flash_attn) })?;
         let kernels = fusion::kernels(&graph);
+        let beyond_vulkan = beyond_vulkan(&scheduler, &mut graph);
         let Scheduled { sizes, is_kept, .. } = scheduler.reserve(&mut graph, true);
         let allocated = |plan: Plan<'a>| Ok(scheduler.reserve(&mut graph::build(&plan)?, false).sizes);
         let most = if is_kept && taps.is_empty() && batches.len() == 1 {
@@ -85,6 +104,7 @@ impl<'a> Context<'a> {
             flash_attn,
             is_pipelined: scheduler.pipeline,
             kernels,
+            beyond_vulkan,
             projector: None,
         })
     }

@@ -143,6 +143,8 @@ pub struct Forecast {
     pub retried: Option<(String, Bytes)>,
     /// Kernels that a graph of the target starts; 0 where compute is not counted.
     pub kernels: usize,
+    /// The largest result of an operation on a Vulkan device, where that is more than every driver takes.
+    pub beyond_vulkan: Option<Bytes>,
     /// Whether attention is one operation (`-fa auto` resolved); `None` where compute is not counted.
     pub flash_attn: Option<bool>,
     pub basis: Vec<Basis>,
@@ -332,6 +334,7 @@ impl<'a> Launch<'a> {
             flash_attn: None,
             is_pipelined: false,
             kernels: 0,
+            beyond_vulkan: None,
             retried: None,
             basis: Vec::new(),
             uncounted: Uncounted::of(model, run.target),
@@ -366,6 +369,7 @@ impl<'a> Launch<'a> {
             forecast.flash_attn = Some(compute.flash_attn);
             (forecast.is_pipelined, forecast.kernels) = (compute.is_pipelined, compute.kernels);
             (forecast.beyond, forecast.grown) = (compute.beyond, compute.grown);
+            forecast.beyond_vulkan = compute.beyond_vulkan;
         }
         Ok(forecast)
     }
@@ -624,7 +628,8 @@ impl Forecast {
         let projector = self.projector.clone().filter(|_| self.counts("projector"));
         let (flash_attn, is_pipelined) = (self.flash_attn == Some(true), self.is_pipelined);
         let (beyond, grown) = (self.beyond.clone(), self.grown.clone());
-        Compute { by_device, beyond, grown, flash_attn, is_pipelined, kernels: self.kernels, projector }
+        let (kernels, beyond_vulkan) = (self.kernels, self.beyond_vulkan);
+        Compute { by_device, beyond, grown, flash_attn, is_pipelined, kernels, beyond_vulkan, projector }
     }
 
     fn row(&mut self, device: &str) -> &mut MemoryBreakdown {

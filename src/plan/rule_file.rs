@@ -712,7 +712,8 @@ fn described(rule: &PlacementRule) -> RuleRow {
     };
     let to = rule.fill.as_ref().map_or(rule.buffer.clone(), |fill| {
         let amount = |(device, amount): &(String, Option<Bytes>)| {
-            format!("{device} to {}", amount.map_or("its budget".to_string(), |bytes| bytes.to_string()))
+            let budget = if device == DEVICES { "their budgets" } else { "its budget" };
+            format!("{device} to {}", amount.map_or(budget.to_string(), |bytes| bytes.to_string()))
         };
         let devices: Vec<String> = fill.devices.iter().map(amount).collect();
         let order = if fill.order.is_empty() { String::new() } else { format!(" by {}", fill.order.join(", ")) };

@@ -30,7 +30,7 @@ pub enum Strategy {
     Auto,
     /// All on the host.
     ExpertsOnHost,
-    /// Whole blocks only: the smallest N of `--n-cpu-moe N` that fits.
+    /// Whole blocks from the first, as `--n-cpu-moe N` with the smallest N that fits (written as `-ot`).
     FirstN,
     /// None on the host.
     AllOnDevice,

@@ -89,7 +89,7 @@ const TOOLS: [(&str, &str, &str); 5] = [
 ];
 
 /// Programs with another engine or another command line, and what to do instead.
-const OTHERS: [(&str, &str); 6] = [
+const OTHERS: [(&str, &str); 7] = [
     (
         "ollama",
         "`moeplan list` names the file of an ollama model: `moeplan check -- llama-server -m NAME -c N` answers for it",
@@ -99,7 +99,8 @@ const OTHERS: [(&str, &str); 6] = [
         "LM Studio's models are in `moeplan list`: `moeplan check -- llama-server -m NAME -c N -ngl N` answers for one",
     ),
     ("llama_cpp.server", "llama-cpp-python: write `--n_gpu_layers N --n_ctx N` as `llama-server -ngl N -c N`"),
-    ("vllm", "it does not run llama.cpp"),
+    ("vllm", "write the launch as `llama-server -m model.gguf -c N -ngl N`"),
+    ("llamafile", "it takes most of llama-server's flags: write the launch as `llama-server …`"),
     ("llama-quantize", "`moeplan inspect --as TYPE` says what it would make"),
     ("llama-gguf-split", "it loads no model"),
 ];
@@ -134,9 +135,9 @@ pub(super) fn file_name(path: &str) -> &str {
     [".exe", ".EXE", ".py", ".cmd", ".bat"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
 }
 
-/// `NAME=VALUE` before a program.
+/// `NAME=VALUE` before a program; PowerShell's `$env:NAME="VALUE"`.
 pub(super) fn assignment(word: &str) -> Option<(&str, &str)> {
-    let (name, value) = word.split_once('=')?;
+    let (name, value) = word.strip_prefix("$env:").unwrap_or(word).split_once('=')?;
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     (plain && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then_some((name, value))
 }
@@ -219,6 +220,11 @@ impl Held {
             let name = file_name(first);
             if let Some((name, value)) = assignment(first) {
                 self.environment.insert(name.to_string(), value.to_string());
+                words = rest;
+            } else if let (Some(name), [equals, value, rest @ ..]) = (first.strip_prefix("$env:"), rest)
+                && equals == "="
+            {
+                self.environment.insert(name.to_string(), value.clone());
                 words = rest;
             } else if let Some((_, values, before)) = row(WRAPPERS, name) {
                 words = self.after_own(rest, values, *before);
@@ -589,6 +595,11 @@ mod tests {
             assert_eq!(read, "llama-server -m x", "{text}");
         }
         for (text, expected) in [
+            (
+                r#"$env:CUDA_VISIBLE_DEVICES="1"; .\llama-server.exe -m x"#,
+                r"CUDA_VISIBLE_DEVICES=1 '.\llama-server.exe' -m x",
+            ),
+            ("$env:A = '2'; llama-server -m x", "A=2 llama-server -m x"),
             ("env A=1 B='2 3' sudo C=4 llama-cli -m x", "A=1 B='2 3' C=4 llama-cli -m x"),
             ("systemd-run -E A=1 --setenv=B=2 llama-bench -m x", "A=1 B=2 llama-bench -m x"),
             ("llama bench -m x", "llama-bench -m x"),

@@ -144,6 +144,15 @@ impl Reader {
         }
         let known = flags::spelling(word).filter(|(flag, _)| target.has(flag) || target.dialect != Dialect::Ik);
         let Some((flag, on)) = known else {
+            if let Some((flag, value)) = glued(word) {
+                self.command.note(
+                    "unknown-flag",
+                    format!("`{word}` is one word: {} refuses it; it is read as `{flag} {value}`", target.name()),
+                    Some(format!("write `{flag} {value}`")),
+                );
+                self.argument(flag, &[value.to_string()])?;
+                return Ok(0);
+            }
             let taken = self.unknown(word, next);
             self.command.beside.push(word.to_string());
             self.command.beside.extend(rest.iter().take(taken).cloned());
@@ -232,7 +241,13 @@ impl Reader {
             return;
         }
         let number = value.strip_suffix(unread).unwrap_or(value).trim();
-        let meant = crate::number::tokens(value).map(|whole| format!("write `{} {whole}`", given.flag));
+        let meant = match crate::number::tokens(value) {
+            Ok(whole) => Ok(format!("write `{} {whole}`", given.flag)),
+            Err(_) if flags::spelling(unread).is_some() => {
+                Ok(format!("a space is missing: `{} {number} {unread}`", given.flag))
+            }
+            Err(error) => Err(error),
+        };
         self.command.note(
             "number-cut-short",
             format!("`{} {value}`: llama.cpp reads {number} and ignores the rest", given.flag),
@@ -316,7 +331,17 @@ impl Reader {
         let of_bench = self.command.run.program == Program::Bench;
         let spellings = flags::spellings().filter(|flag| !of_bench || is_in_bench(flag));
         let (name, meant) = (target.name(), suggest::did_you_mean(word, spellings));
-        let (code, message, hint) = if target.dialect == Dialect::Ik {
+        let (code, message, hint) = if !word.starts_with('-') {
+            let message = format!("`{word}` belongs to no flag: {name} refuses it");
+            let is_file =
+                std::path::Path::new(word).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+            if is_file && self.command.model.is_none() {
+                self.model("--model", word);
+                ("unknown-flag", format!("{message}; it is read as the model"), Some(format!("write `-m {word}`")))
+            } else {
+                ("unknown-flag", message, Some("leave it out, or put its flag before it".to_string()))
+            }
+        } else if target.dialect == Dialect::Ik {
             let message = format!("moeplan does not know `{word}` in ik_llama.cpp and assumes that it has no effect");
             ("other-dialect", message, None)
         } else if dialect::is_own(word) {
@@ -428,6 +453,16 @@ impl Reader {
         }
         self.command
     }
+}
+
+/// `--ctx-size=8192` and `-c8192`, which llama.cpp does not take apart: a flag with one value, and that value.
+fn glued(word: &str) -> Option<(&str, &str)> {
+    let (flag, value) = match word.split_once('=') {
+        Some(pair) if word.starts_with('-') => pair,
+        _ => word.split_at_checked(word.find(|c: char| c.is_ascii_digit())?)?,
+    };
+    let takes_one = flags::spelling(flag).is_some_and(|(flag, _)| flag.values == 1);
+    (takes_one && !value.is_empty()).then_some((flag, value))
 }
 
 /// What a bare `-fa` or `-fit` of older builds means, where no fitting value follows.

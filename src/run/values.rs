@@ -184,7 +184,9 @@ impl<'a> Given<'a> {
             if let Some(half) = pending.take() {
                 broken(COMMA, &format!("{half}{separator}{part}"));
             } else if buffer.contains('=') {
-                broken(EQUALS, part);
+                broken(if buffer.contains(';') { SEMICOLON } else { EQUALS }, part);
+            } else if buffer.is_empty() {
+                return Err(self.refuse("a buffer after `=`: `CPU`, or a device such as `CUDA0`"));
             } else if buffer.ends_with(['"', '\'']) {
                 broken(QUOTED, part);
             } else {
@@ -226,6 +228,11 @@ const EQUALS: Slip = (
     "pattern-split-by-equals",
     "llama.cpp splits at the first `=`, takes the rest for a buffer, and refuses the command",
     "a pattern cannot hold `=`: write the rule without a lookahead",
+);
+const SEMICOLON: Slip = (
+    "pattern-split-by-equals",
+    "llama.cpp takes everything after the first `=` for a buffer, and refuses the command",
+    "`,` separates rules; `;` does so in llama-bench alone",
 );
 const QUOTED: Slip = (
     "pattern-quoted",
@@ -295,11 +302,13 @@ mod tests {
         for (value, code) in [
             ("x{1,2}=CPU", "pattern-split-by-comma"),
             ("(?=exps)=CPU", "pattern-split-by-equals"),
+            ("exps=CPU;attn=CUDA0", "pattern-split-by-equals"),
             ("\"exps=CPU\"", "pattern-quoted"),
         ] {
             let notes = given(value).overrides().unwrap().1;
             assert!(notes.len() == 1 && notes[0].code == code && notes[0].message.contains(value), "{notes:?}");
         }
+        assert!(given("exps=").overrides().unwrap_err().to_string().contains("a buffer after `=`"));
         assert_eq!(given("a=CPU,x{1,2}=CPU,b=CPU").overrides().unwrap().0.len(), 2);
     }
 

@@ -1,7 +1,7 @@
-//! The variables that select and reorder a machine's cards before llama.cpp sees them.
+//! The variables that select and reorder a machine's cards before llama.cpp sees them, or let them borrow main memory.
 //!
 //! Sources: CUDA C programming guide, "CUDA environment variables"; ROCm documentation, "GPU isolation techniques"; `ggml-vulkan.cpp`
-//! `ggml_vk_instance_init` (`GGML_VK_VISIBLE_DEVICES`), b11434; the NVIDIA container toolkit's user guide.
+//! `ggml_vk_instance_init` (`GGML_VK_VISIBLE_DEVICES`), `ggml-cuda.cu` `ggml_cuda_device_malloc` (unified memory), b11434; the NVIDIA container toolkit's user guide.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use super::held::CONTAINER_DEVICES;
 use crate::machine::{Backend, Device, Machine};
 
 pub(super) const VULKAN: &str = "GGML_VK_VISIBLE_DEVICES";
+const UNIFIED_MEMORY: &str = "GGML_CUDA_ENABLE_UNIFIED_MEMORY";
 
 /// Each variable and whose devices it selects, in the order in which they apply: a later one counts among those that are left.
 const VARIABLES: [(&str, Backend); 6] = [
@@ -21,9 +22,9 @@ const VARIABLES: [(&str, Backend); 6] = [
     (VULKAN, Backend::Vulkan),
 ];
 
-/// Whether a variable decides which cards there are.
+/// Whether a variable decides which cards there are, or what they hold.
 pub fn selects(variable: &str) -> bool {
-    VARIABLES.iter().any(|(name, _)| *name == variable)
+    variable == UNIFIED_MEMORY || VARIABLES.iter().any(|(name, _)| *name == variable)
 }
 
 /// The machine as programs in this environment see it, and what was changed.
@@ -55,7 +56,11 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
         let seen = picked.iter().enumerate().filter_map(|(number, at)| {
             let mut card = cards.get(*at)?.clone();
             let name = format!("{names}{number}");
-            said.push(format!("{name} is {} ({})", card.name, card.total));
+            said.push(if name == card.name {
+                format!("{name} stays {name}")
+            } else {
+                format!("{name} is now the card described as {} ({})", card.name, card.total)
+            });
             (card.name, card.buffer) = (name.clone(), name);
             Some(card)
         });
@@ -68,7 +73,21 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
             let last = cards.len() - 1;
             format!("`{entry}` is not a remaining card, so the list ends before it: the numbers are 0 to {last}")
         });
-        note(format!("`{variable}={list}`: {what}"), hint);
+        let all_stay = picked.len() == cards.len() && picked.iter().enumerate().all(|(number, at)| number == *at);
+        if !all_stay || hint.is_some() {
+            note(format!("`{variable}={list}`: {what}"), hint);
+        }
+    }
+    if environment.contains_key(UNIFIED_MEMORY) && machine.devices.iter().any(|device| device.backend.is_cuda_source())
+    {
+        notes.push(Note {
+            code: "unified-memory".into(),
+            message: format!(
+                "`{UNIFIED_MEMORY}` is set: what does not fit on a card spills into main memory instead of failing, and is read \
+                 from there at the speed of the slot; the figures assume that it is not set"
+            ),
+            hint: Some("unset it, and keep experts on the host with `-ncmoe N`".into()),
+        });
     }
     (machine, notes)
 }

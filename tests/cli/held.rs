@@ -53,6 +53,11 @@ fn a_wrapped_command_is_the_command() {
         let found = check(at, &words(&format!("{wrapped} {flags}")), "", &[]);
         assert_eq!((found.0, &found.1["memory"]), (0, &plain.1["memory"]), "{wrapped}: {}", found.2);
     }
+    // What llama.cpp refuses is read as it was meant.
+    let (code, glued, said) = check(at, &words("llama-server x.gguf -ngl99 --ctx-size=4096 -fit off"), "", &[]);
+    assert_eq!((code, &glued["memory"]), (1, &plain.1["memory"]), "{said}");
+    let hint = glued["lints"][0]["hint"].as_str().unwrap_or_default();
+    assert_eq!(hint, "write `-m x.gguf`; write `-ngl 99`; write `--ctx-size 4096`");
     // In quotes as a whole.
     let quoted = check(at, &[&format!("llama-server -m x.gguf {flags}")], "", &[]);
     assert_eq!((quoted.0, &quoted.1["memory"]), (0, &plain.1["memory"]), "{}", quoted.2);
@@ -126,6 +131,22 @@ fn every_variant_of_a_grid_is_answered_and_the_largest_decides() {
     assert_eq!((&grid["memory"], grid["run"]["n_ctx"].as_u64()), (&alone["memory"], Some(4608)));
 }
 
+/// LLaVA's projector gives 4,096 numbers an embedding, the model reads 2,048.
+#[test]
+fn a_plan_that_llama_cpp_refuses_is_a_no() {
+    let folder = folder();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(folder.path()).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    assert!(moeplan("synth mmproj-llava-1.5-7b -q -o mmproj.gguf").status.success());
+    let plan = moeplan("plan --vram 24G --ram 64G -c 4096 x.gguf -- --mmproj mmproj.gguf");
+    let text = String::from_utf8_lossy(&plan.stdout);
+    assert_eq!(plan.status.code(), Some(1), "{text}");
+    assert!(text.contains("Would fit, but llama.cpp refuses the command."), "{text}");
+    assert!(text.contains("take the projector that was published with this model"), "{text}");
+}
+
 #[test]
 fn paths_that_nobody_expanded_are_explained() {
     let folder = folder();
@@ -137,6 +158,8 @@ fn paths_that_nobody_expanded_are_explained() {
         let (code, _, said) = check(folder.path(), &["llama-server", "-m", path], "", &[]);
         assert!(code == 2 && said.contains(expected) && said.contains("hint: "), "{path}: {said}");
     }
+    let (code, _, said) = check(folder.path(), &["llama-server", "--models-dir", "."], "", &[]);
+    assert!(code == 2 && said.contains("`--models-preset FILE` checks all"), "{said}");
     let (code, _, said) = check(folder.path(), &["ollama", "run", "x"], "", &[]);
     assert!(code == 2 && said.contains("moeplan list"), "{said}");
 }

@@ -34,6 +34,11 @@ fn short_help_fits_a_screen_and_long_help_has_everything() {
         let short = command.render_help().to_string();
         let widest = short.lines().map(|line| line.chars().count()).max().unwrap_or(0);
         assert!(short.lines().count() <= SCREEN.0 && widest <= SCREEN.1, "{path}: {widest} columns\n{short}");
+        // clap would wrap an example.
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in after.lines().filter(|line| line.starts_with("  ")) {
+            assert!(line.chars().count() < SCREEN.1, "{path}: {line}");
+        }
         let long = command.render_long_help().to_string();
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
             if let Some(name) = argument.get_long() {
@@ -245,7 +250,15 @@ fn a_slip_gets_a_hint() {
         ("one", "moeplan inspect one"),
         ("hf:owner/repo", "moeplan inspect hf:owner/repo"),
         ("llama-server -m m.gguf", "moeplan check -- llama-server"),
-        ("plna m.gguf", "plan"),
+        ("plna m.gguf", "did you mean `plan`?"),
+        ("rules shwo x", "did you mean `show`?"),
+        ("plan m.gguf --vram -5G", "without the sign"),
+        ("plan m.gguf -c -1", "`-c max`"),
+        ("plan m.gguf --vram 24,5G", "a size with decimals is `24.5G`"),
+        ("plan m.gguf --vram 24G --margin 30G", "what stays free on every device"),
+        ("plan m.gguf --vram 24G --device CUDA0=24G", "leave one of them out"),
+        ("plan m.gguf --ram 24G --ram 32G", "give it once"),
+        ("plan m.gguf --gpu P40", "--gpu 'P40=SIZE'"),
         ("plan", "moeplan plan --vram 24G model.gguf"),
         ("check", "moeplan check --vram 12G"),
         ("plan -m m.gguf", "without a flag"),
@@ -266,7 +279,7 @@ fn a_slip_gets_a_hint() {
         ("plan m.gguf --vram 24G --strategy experts-on-host --rules down-on-host", "leave one of them out"),
         ("rules check down-on-host m.gguf --vram 24G --strategy first-n", "leave one of them out"),
         ("plan m.gguf --vram 24G -ctk q8", "q8_0"),
-        ("plan m.gguf --vram 24G --emit args --json", "as `args`, whole as `command`"),
+        ("plan m.gguf --vram 24G --emit args --json", "the arguments in `args`"),
         ("plan m.gguf --vram 24G --emit shell --explain", "once with --explain"),
         ("plan m.gguf --vram 24G -ub 1k", "write `-ub 1024`"),
         (r"plan m.gguf --vram 24G -ot blk\.\d{1,2}\.=CPU", "a pattern cannot hold one"),
@@ -300,6 +313,21 @@ fn a_slip_gets_a_hint() {
 }
 
 #[test]
+fn a_plan_for_a_card_says_whose_main_memory_it_counts_on() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "m.gguf", &model(&[], &["ffn_gate", "ffn_up", "ffn_down"].map(str::to_string)));
+    let said = |words: &str| {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(folder.path()).env_remove("MOEPLAN_HOST");
+        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
+    };
+    let note = "the host is assumed to be this computer";
+    assert!(said("plan --vram 24G m.gguf").contains(note));
+    assert!(!said("plan --vram 24G --ram 64G m.gguf").contains(note));
+    assert!(!said("plan --vram 24G --emit args m.gguf").contains(note));
+}
+
+#[test]
 fn the_curves_of_a_sweep_are_a_picture() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
@@ -310,7 +338,12 @@ fn the_curves_of_a_sweep_are_a_picture() {
     let picture = std::fs::read_to_string(here.join("sweep.svg")).unwrap();
     assert!(picture.starts_with("<svg xmlns=") && !picture.contains("<script"), "{picture}");
     assert!(picture.contains("predicted") && picture.contains("tokens per second") && picture.contains("<polyline"));
-    assert_eq!(moeplan(here, &["plan", "--vram", "24G", "--json", "-o", "plan.json", "m.gguf"]).0, 0);
+    // The ending of a file chooses the format.
+    for (name, start) in [("plan.html", "<!DOCTYPE html>"), ("plan.md", "# "), ("plan.json", "{\n")] {
+        assert!(moeplan(here, &["plan", "--vram", "24G", "-o", name, "m.gguf"]).0 < 2);
+        let text = std::fs::read_to_string(here.join(name)).unwrap();
+        assert!(text.starts_with(start), "{name}: {}", text.lines().next().unwrap_or_default());
+    }
     let (code, _, error) = moeplan(here, &["report", "plan.json", "-o", "plan.svg"]);
     assert!(code == 2 && error.contains("no document here has curves"), "{error}");
 }

@@ -169,10 +169,14 @@ static CASES: &[Case] = &[
     ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
     ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
     ("unknown-flag", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server --ctx-size=4096", "llama-server --ctx_size 4096"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server -c4096", "llama-server -c 4096"),
+    ("unknown-flag", &GPT_OSS, ONE, "llama-server -c 4096 on", "llama-server -fa on"),
     ("removed-flag", &GPT_OSS, ONE, "llama-server --no-mmap", "llama-server -lm none"),
     ("flag-of-newer-build", &GPT_OSS, ONE, "llama-server --moe-cache-mib 100", "llama-server -cmoe"),
     ("flag-needs-value", &GPT_OSS, ONE, "llama-server -fa -np 1", "llama-server -fa on"),
     ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8k", "llama-server -c 8192"),
+    ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8192--fit on", "llama-server -c 8192 --fit on"),
     ("number-cut-short", &GPT_OSS, ONE, "LLAMA_ARG_UBATCH=1k llama-server", "llama-server -ngl all -t -1"),
     (
         "pattern-split-by-comma",
@@ -186,6 +190,22 @@ static CASES: &[Case] = &[
     ("first-variant", &GPT_OSS, ONE, "llama-bench -p 512,1024", "llama-bench -p 512"),
     ("removed-flag", &GPT_OSS, ONE, "llama-bench -mmp 0", "llama-bench -lm none"),
     ("cards-selected", &GPT_OSS, TWO, "CUDA_VISIBLE_DEVICES=1 llama-server", "HIP_VISIBLE_DEVICES=1 llama-server"),
+    ("cards-selected", &GPT_OSS, TWO, "CUDA_VISIBLE_DEVICES=0 llama-server", "CUDA_VISIBLE_DEVICES=0,1 llama-server"),
+    ("unified-memory", &GPT_OSS, ONE, "GGML_CUDA_ENABLE_UNIFIED_MEMORY=1 llama-server", "GGML_CUDA_P2P=1 llama-server"),
+    (
+        "tensor-beyond-driver-limit",
+        &QWEN,
+        "Vulkan0=48G 64",
+        "llama-server -fa off -c 65536 -np 1",
+        "llama-server -fa on -c 65536 -np 1",
+    ),
+    (
+        "vulkan-prompt-growth",
+        &QWEN,
+        "Vulkan0=19G 64",
+        "llama-server -c 4096 -np 1",
+        "llama-server -c 4096 -np 1 -ncmoe 8",
+    ),
     (
         "container-without-gpu",
         &GPT_OSS,
@@ -488,6 +508,8 @@ fn ik_has_flags_of_its_own() {
     assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("uncertain")));
     assert!(codes(&QWEN, ONE, "llama-server -c 4096 -lm none", ik).contains(&"other-dialect"));
     assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
+    let mtp = codes(&QWEN, ONE, "llama-server -c 4096 -mtp", ik);
+    assert!(mtp.contains(&"draft-not-used") && !mtp.contains(&"mtp-without-nextn"), "{mtp:?}");
 }
 
 /// The usual command for DeepSeek on ik_llama.cpp: `-ctk` alone. llama.cpp refuses it, and the hint at the dialect stays in sight.

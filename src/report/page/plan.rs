@@ -220,7 +220,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     let moved = rules.map_or(0, |list| list.split(',').count());
     let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));
     if moved > 0 {
-        text += &format!(", weights of {moved} blocks on another device");
+        text += &format!(", weights of {} moved off their device", crate::number::counted(moved as u64, "block"));
     }
     text += if fit.starts { "; it starts." } else { "; it does not fit even then." };
     if let Some(failure) = &fit.failure {
@@ -313,6 +313,10 @@ impl Plan {
         if !self.check.fits() {
             let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
             return Block::Verdict(Verdict::Bad, text);
+        }
+        if self.check.is_refused() {
+            let (verdict, text) = verdict(&self.check);
+            return Block::Verdict(verdict, text);
         }
         let left = |device: &Device| {
             let used = self.check.memory.get(&device.name)?.total?;
