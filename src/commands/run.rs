@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 
 use super::launch::{Engine, EngineArgs, Proposal};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, interrupt, progress};
+use super::{Outcome, Output, interrupt, model_arg, progress};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
@@ -32,10 +32,11 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan run model.gguf --vram 24G
+  moeplan run hf:owner/repo:Q4_K_M --vram 24G                 (llama-server fetches it)
   moeplan run plan.json -- --port 8080 --jinja
   moeplan run model.gguf --vram 24G --log            (llama-server's log on standard error)")]
 pub struct Args {
-    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    /// A GGUF file to plan for, `hf:owner/repo[:QUANT]` or https://… for llama-server to fetch, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
@@ -57,6 +58,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     args.options.beside_plan(&args.model, true)?;
     let mut server = args.engine.server(output)?;
     server.extra.clone_from(&args.extra);
+    server.offline = output.global.offline;
     server.keeps_key = true;
     if args.log {
         server.watch = None;
@@ -65,9 +67,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         server.echo = Some(echo_above);
     }
     let engine = Engine::Server(Box::new(server.clone()));
-    let proposal = Proposal::of_model(&args.model, &args.options, &engine)?;
+    let proposal = Proposal::of_model(&args.model, &args.options, &engine, Some(output))?;
     proposal.warn(output);
     let forecast = proposal.forecast()?;
+    if model_arg::is_remote(&proposal.launch.model) {
+        let bytes: Bytes = proposal.model.files.iter().map(|file| file.bytes).sum();
+        output.say(&format!("llama-server fetches {bytes} first, or what its cache lacks of it"));
+    }
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in &running.notes {

@@ -1,5 +1,6 @@
 //! The panel of `run` on a terminal and where there is none, on a fake llama-server that serves one request.
 
+use crate::support::http_server::{Answer, Server};
 use crate::{MOEPLAN, fake, tiny};
 
 use std::io::{Read as _, Write as _};
@@ -8,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use moeplan::bytes::Bytes;
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -80,6 +83,46 @@ fn words(folder: &Path, more: &[&str]) -> Vec<String> {
     words.extend([server.display().to_string(), model.display().to_string()]);
     words.extend(more.iter().map(|word| (*word).to_string()));
     words
+}
+
+#[test]
+fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, file) = ("/o/r/resolve/main/m-Q4_K_M.gguf", std::fs::read(tiny(folder.path())).expect("a model"));
+    let (whole, shown) = (file.len() as u64, Bytes(file.len() as u64).to_string());
+    let item = format!(r#"[{{"type":"file","path":"m-Q4_K_M.gguf","size":{whole},"oid":"x"}}]"#);
+    let hub = Server::new(move |request| match request.path.as_str() {
+        "/api/models/o/r/tree/main?recursive=true" => Answer::status(200).body(item.clone()),
+        asked if asked == path => Answer::range(request, &file, "\"e\""),
+        _ => Answer::status(404),
+    });
+    for (offline, fetches) in [("", "FAKE_LLAMA_SERVER=fetch"), ("--offline", "FAKE_LLAMA_SERVER=")] {
+        let answer = folder.path().join(format!("run{offline}.json"));
+        let [home, answer_path, server] = [folder.path(), &answer, &fake()].map(|path| path.display().to_string());
+        // It fetches for longer than it may load.
+        let line = format!(
+            "exec env {fetches} FAKE_LLAMA_SERVER_STATE={home} HF_ENDPOINT={} HOME={home} XDG_CACHE_HOME={home} {MOEPLAN} run {offline} \
+             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:o/r:Q4_K_M",
+            hub.address
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdout(Stdio::piped());
+        let mut talker = Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")));
+        talker.until(&format!("llama-server fetches {shown} first"));
+        if offline.is_empty() {
+            talker.until("fetching the model, ");
+        }
+        talker.until("Ctrl-C stops");
+        let document: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&answer).expect("a document")).expect("JSON");
+        let words: Vec<_> =
+            document["command"].as_array().expect("words").iter().filter_map(|word| word.as_str()).collect();
+        assert!(words.windows(2).any(|pair| pair == ["-hf", "o/r:Q4_K_M"]) && !words.contains(&"-m"), "{words:?}");
+        assert_eq!(words.contains(&"--offline"), !offline.is_empty(), "{words:?}");
+        talker.child.stdin.as_mut().expect("stdin").write_all(b"\x03").expect("Ctrl-C");
+        assert_eq!(talker.end().0, Some(130));
+    }
+    assert!(hub.sent() < whole, "more than the header was read: {} of {whole} bytes", hub.sent());
 }
 
 /// `run` without a terminal.
