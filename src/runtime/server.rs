@@ -15,6 +15,7 @@ use regex::Regex;
 
 use super::client::{Endpoint, Reply, Request};
 use super::log::{self, LoadLog, Serving, Stage};
+use super::nvml;
 use super::process::{End, Process, Stopped, never, output, pause, temporary_folder, wait};
 use super::sampler::Watch;
 use super::worker::{free_port, reach};
@@ -543,6 +544,7 @@ impl Server {
             command: words,
             backend: launch.backend(),
             watch,
+            took: BTreeMap::new(),
             is_left: false,
             server: self.clone(),
             _folder: folder,
@@ -550,6 +552,7 @@ impl Server {
         let fetches = !matches!(ModelSource::of_argument(&launch.model.display().to_string()), ModelSource::Path(_));
         running.wait_until_ready(begin, fetches)?;
         running.load_time = begin.elapsed();
+        running.took = running.watch.taken();
         self.tell(Step::Ready);
         Ok(running)
     }
@@ -667,6 +670,8 @@ pub struct Running {
     command: Vec<String>,
     backend: String,
     watch: Watch,
+    /// What more of each card is used since before it was started, itself and others.
+    took: BTreeMap<String, Bytes>,
     /// Whether an answer was given up: nothing is left to wait for.
     is_left: bool,
     server: Server,
@@ -681,6 +686,12 @@ impl Running {
 
     pub fn serving(&self) -> &Serving {
         &self.log.serving
+    }
+
+    /// What it holds of each card: as the driver says of its process, else what was taken while it loaded.
+    pub fn held(&self) -> BTreeMap<String, Bytes> {
+        let [_, of_process] = nvml::used(self.id());
+        self.took.clone().into_iter().chain(of_process).collect()
     }
 
     /// Looks at memory from now on, until it is over.

@@ -242,6 +242,12 @@ fn complete(mut stream: TcpStream, mode: &str) {
         );
     }
     say("0.01.000.100 I slot launch_slot_: id  0 | task 0 | processing task, is_child = 0");
+    if let Some(state) = state().filter(|_| mode == "held") {
+        std::fs::write(state.join("asked"), "").expect("a mark");
+        while !state.join("go").exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n");
     for token in 0..6 {
         if token == 3 {
