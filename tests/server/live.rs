@@ -182,7 +182,7 @@ fn the_server_follows_what_other_programs_leave_of_the_card() {
     assert!(second.2 && second.1 != first.1, "experts have left the card: {}", talker.said);
     assert_eq!(second.0, first.0, "another address");
     // Nothing fits: the server stays.
-    free(100);
+    free(1000);
     talker.until("the server stays as it is: ");
     free(8000);
     let third = launched(&mut talker, 3);

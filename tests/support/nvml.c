@@ -1,7 +1,11 @@
-// A driver's library with one card, whose memory is what the file of FAKE_NVML says: total and free, in MiB.
+// A driver's library with one card. The file of FAKE_NVML says its memory and what other programs leave of it, in MiB. As long as the
+// fake llama-server lives, it holds HELD of that; the driver does not say which process holds what.
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { HELD = 900 };
 
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } Memory;
 
@@ -18,6 +22,12 @@ int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {
     (void)device;
     if (!file || fscanf(file, "%llu %llu", &total, &free) != 2) { return 999; }
     fclose(file);
+    char path[4096];
+    int pid = 0;
+    snprintf(path, sizeof path, "%s/pid", getenv("FAKE_LLAMA_SERVER_STATE"));
+    file = fopen(path, "r");
+    if (file && fscanf(file, "%d", &pid) == 1 && kill(pid, 0) == 0) { free -= HELD; }
+    if (file) { fclose(file); }
     memory->total = total << 20;
     memory->free = free << 20;
     memory->used = (total - free) << 20;
