@@ -371,6 +371,7 @@ fn number_remote(devices: &mut [Device]) {
 
 /// Main memory as it is typed: `64G`, and what it is of: `64G@ddr5-6000x2` (MT/s and channels), or `64G@96` (GB/s of its data sheet).
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String")]
 pub struct Ram {
     pub bytes: Bytes,
@@ -418,6 +419,7 @@ impl FromStr for Ram {
 
 /// A device's memory as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String")]
 pub struct DeviceSize {
     pub bytes: Bytes,

@@ -52,6 +52,20 @@ fn schemas() -> BTreeMap<String, Value> {
     ])
 }
 
+/// What the tools of `moeplan mcp` are asked, by the name of the file.
+fn questions() -> BTreeMap<String, Value> {
+    fn question<T: JsonSchema>(tool: &str) -> (String, Value) {
+        let generator = SchemaSettings::draft2020_12().into_generator();
+        (format!("mcp-{tool}"), generator.into_root_schema_for::<T>().to_value())
+    }
+    BTreeMap::from([
+        question::<commands::mcp::Inspect>("inspect"),
+        question::<commands::mcp::Check>("check"),
+        question::<commands::mcp::Plan>("plan"),
+        question::<commands::mcp::Devices>("devices"),
+    ])
+}
+
 /// What is kept between runs and no command writes as its answer.
 const KEPT: [&str; 3] = ["evidence/1", "tune-visit/1", "validation-step/1"];
 
@@ -94,7 +108,7 @@ fn the_files_are_those_of_the_types() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema");
     let mut stale = Vec::new();
     let mut known = Vec::new();
-    for (name, schema) in schemas() {
+    for (name, schema) in schemas().into_iter().chain(questions()) {
         let path = folder.join(format!("{}.json", name.replace('/', "-")));
         let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         if std::env::var_os("SNAPSHOTS").is_some_and(|wish| wish == "overwrite") {

@@ -9,6 +9,7 @@ use crate::suggest::{Hint as _, Refusal};
 
 /// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[cfg_attr(feature = "cli", command(next_help_heading = "Machine"))]
 #[serde(default, deny_unknown_fields)]
@@ -37,7 +38,7 @@ pub struct Described {
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
     /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "GB/S", value_parser = rate, hide_short_help = true))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "GB/S", hide_short_help = true))]
     pub memory_bandwidth: Option<f64>,
     /// The processor by name: "Ryzen 7950X".
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME", hide_short_help = true))]
@@ -82,6 +83,9 @@ impl Described {
             (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
             (host.processor, host.rates) = (Some(name.clone()), None);
         }
+        if self.cores == Some(0) {
+            return Err(Refusal::new("a processor of 0 cores", "give its physical cores, or leave them out"));
+        }
         if self.cores.is_some() {
             (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
         }
@@ -89,6 +93,9 @@ impl Described {
             host.ram = Some(ram.bytes);
         }
         if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
+            if !(bandwidth.is_finite() && bandwidth > 0.0) {
+                return Err(Refusal::new(format!("a memory bandwidth of {bandwidth}"), "write GB/s, for example 96"));
+            }
             let given = HostRates::of_memory(table::memory(bandwidth));
             // A calibration keeps what it knows of the threads.
             host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
@@ -104,11 +111,4 @@ impl Described {
         self.describe(&mut machine.host)?;
         Ok(machine)
     }
-}
-
-/// GB/s as they are typed.
-#[cfg(feature = "cli")]
-fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-    rate.ok_or_else(|| "write GB/s, for example 96".to_string())
 }

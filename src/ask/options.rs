@@ -63,6 +63,7 @@ const PLAN: &str = "Plan";
 
 /// The planner's own options; in JSON, those that are left out have their usual values.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct Planning {

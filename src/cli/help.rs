@@ -11,7 +11,7 @@ const SHORT: &[(&str, &[&str])] = &[
     ("inspect", &["tensors", "metadata", "expect", "vram"]),
     ("check", &["vram", "gpu", "device", "ram", "machine", "margin", "tensors", "build", "dialect"]),
     ("plan", PLAN),
-    ("run", &["vram", "ram", "ctx_size", "parallel", "llama_server", "log", "server_log"]),
+    ("run", &["vram", "ram", "ctx_size", "parallel", "follow", "llama_server", "log", "server_log"]),
     ("verify", &["vram", "ram", "backend", "ctx_size", "margin", "runtime", "tolerance"]),
     ("bench", &["url", "baseline", "repetitions", "depths", "from", "csv", "vram", "ram", "llama_server"]),
     ("tune", &["vram", "ram", "ctx_size", "prompt", "generate", "depth", "minutes", "journal", "llama_server"]),

@@ -13,6 +13,7 @@ use super::plan_options::PlanOptions;
 use super::{Outcome, Output, interrupt, measuring, read};
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
+use crate::run::numbers::padded;
 use crate::runtime::client::Endpoint;
 use crate::runtime::{Error, RuntimeInfo, detect};
 use crate::suite::bench::{csv, nothing_measured};
@@ -142,7 +143,7 @@ fn make_room(options: &mut PlanOptions, tokens: u32) {
         && tokens > PLANNED_CONTEXT
     {
         let slots: u32 = options.launch.value("--parallel").and_then(|slots| slots.parse().ok()).unwrap_or(1);
-        options.planning.ctx_size = Some(ContextChoice::Fixed(tokens.next_multiple_of(256).saturating_mul(slots)));
+        options.planning.ctx_size = Some(ContextChoice::Fixed(padded(tokens).saturating_mul(slots)));
     }
 }
 
@@ -278,7 +279,7 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
     let engine = args.engine.engine(args.runtime, output)?;
-    let proposal = Proposal::of_model(path, &args.options, &engine)?;
+    let proposal = Proposal::of_model(path, &args.options, &engine, None)?;
     let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
     let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
     let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;

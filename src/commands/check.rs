@@ -20,7 +20,7 @@ use crate::inspection::Warning;
 use crate::memory;
 use crate::model::Model;
 use crate::number::tokens;
-use crate::plan::Turn;
+use crate::plan::{Checked, Turn};
 use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
@@ -78,10 +78,43 @@ pub struct Args {
 /// What a text of commands may have at most.
 const MOST_TEXT: u64 = 1 << 20;
 
+impl Args {
+    /// What is asked of a command's text ([`of_text`]).
+    pub fn of(machine: MachineArgs, turn: Turn, build: Option<u32>, tensors: bool) -> Self {
+        let Turn { prompt, generate, depth } = turn;
+        Self {
+            machine,
+            tensors,
+            build,
+            prompt,
+            generate,
+            depth,
+            ignore: Vec::new(),
+            dialect: Dialect::LlamaCpp,
+            ask: None,
+            what_if: WhatIfArgs::default(),
+            command: Vec::new(),
+        }
+    }
+}
+
+/// What the one command of a text would do. No file but the model's is read.
+pub fn of_text(args: &Args, text: &str, output: &Output) -> anyhow::Result<Checked> {
+    let held = sources::of_text(Kind::of("", text), text, &|_| None)?;
+    let [only] = held.as_slice() else {
+        return Err(Refusal::new(format!("{} commands", held.len()), "ask about one at a time").into());
+    };
+    asking(args, output, |asked| ask::check::check(only, asked, &Here { args, folder: Path::new(""), output }))
+}
+
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let (folder, held) = commands(&args.command)?;
-    // Found once, for all commands of a file.
+    asking(args, output, |asked| answer(args, asked, &folder, &held, output))
+}
+
+/// Finds what is asked of every command, once for all of them.
+fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
     // Without a word about the machine it is this computer, which needs no saying.
     let assumed = args.machine.assumed(&machine).filter(|_| args.machine.describes_devices());
@@ -93,7 +126,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         Dialect::LlamaCpp => output.build(args.build),
         Dialect::Ik => args.build.unwrap_or(REFERENCE),
     };
-    let asked = Asked {
+    answer(Asked {
         machine: &machine,
         environment: &environment,
         target: Target { build, dialect: args.dialect },
@@ -104,19 +137,22 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             is_plan: false,
             turn: Some(Turn { prompt: args.prompt, generate: args.generate, depth: args.depth }),
         },
-    };
-    let look = |held: &Held| ask::check::check(held, asked, &Here { args, folder: &folder, output });
-    if let [only] = held.as_slice() {
+    })
+}
+
+fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &Output) -> anyhow::Result<Outcome> {
+    let look = |held: &Held| ask::check::check(held, asked, &Here { args, folder, output });
+    if let [only] = held {
         let mut checked = look(only)?;
         if let Some(program) = &args.ask {
-            let mut command = parse::launch(only, &environment, asked.target)?;
-            let (model, _) = Here { args, folder: &folder, output }.model(&mut command)?;
+            let mut command = parse::launch(only, asked.environment, asked.target)?;
+            let (model, _) = Here { args, folder, output }.model(&mut command)?;
             let Some(ModelSource::Path(path)) = &command.model else {
                 let hint = "give the command's model as `-m FILE`";
                 return Err(Refusal::new("`--ask` needs a model on this computer", hint).into());
             };
             let run = RunConfig { program: Program::FitParams, fit: false, ..command.run };
-            let predict = |run: &RunConfig| Ok(memory::forecast(&model, &machine, run)?.target);
+            let predict = |run: &RunConfig| Ok(memory::forecast(&model, asked.machine, run)?.target);
             checked.projected = Some(projection::of(program.as_deref(), path, &run, predict)?);
         }
         output.show(&checked)?;

@@ -74,10 +74,15 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if args.calibrate.calibrate {
         return calibrate(args, output);
     }
-    let mut here = if args.machine.is_given() { args.machine.machine()?.into() } else { found()? };
-    here.margin = args.machine.margin(&here.machine);
-    output.show(&here)?;
+    output.show(&of(&args.machine)?)?;
     Ok(Outcome::Yes)
+}
+
+/// The machine that is described, or this one.
+pub fn of(machine: &MachineArgs) -> anyhow::Result<Devices> {
+    let mut here = if machine.is_given() { machine.machine()?.into() } else { found()? };
+    here.margin = machine.margin(&here.machine);
+    Ok(here)
 }
 
 /// `--calibrate`: from llama-bench's rows, those of `--from` or new ones. What is measured is kept until it is whole, so that one that

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 
+use super::plan::add_projector_of_hub;
 use super::plan_options::{PlanOptions, is_plan_file};
 use super::{Output, interrupt, model_arg, progress, read};
 use crate::ask::check::{add_companions, load};
@@ -18,6 +19,7 @@ use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
+use crate::run::numbers::padded;
 use crate::run::{ModelSource, Note, RunConfig, Target, held, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Server, Step, measurable};
@@ -97,7 +99,7 @@ impl Proposal {
         }
         let smaller = smaller(slot);
         let hint = if self.trained().is_none_or(|trained| needs <= trained) {
-            let context = needs.next_multiple_of(256).saturating_mul(forecast.numbers.n_stream.max(1));
+            let context = padded(needs).saturating_mul(forecast.numbers.n_stream.max(1));
             format!("plan with -c {context} or more, or {smaller}")
         } else {
             format!("the model was trained on {slot} tokens, and llama-server takes no more: {smaller}")
@@ -105,33 +107,61 @@ impl Proposal {
         Err(Refusal::new(format!("{what} takes {needs} tokens of context, and this launch has room for {slot}"), hint))
     }
 
-    /// From a plan's file (`*.json`), or the plan that is made for a model.
-    pub fn of_model(path: &Path, options: &PlanOptions, engine: &Engine) -> anyhow::Result<Self> {
+    /// From a plan's file (`*.json`), or the plan that is made for a model. With `fetch`, llama-server may fetch a model of the hub or
+    /// at an address, and only its header is read before.
+    pub fn of_model(
+        path: &Path,
+        options: &PlanOptions,
+        engine: &Engine,
+        fetch: Option<&Output>,
+    ) -> anyhow::Result<Self> {
+        let open = |path: &Path| match fetch.filter(|_| model_arg::is_remote(path)) {
+            Some(output) => Ok((path.to_path_buf(), Model::from_gguf(model_arg::open(path, output)?)?)),
+            None => model_arg::local_path(path).and_then(|path| Ok((path.clone(), model_arg::read(&path)?))),
+        };
         if is_plan_file(path) {
             let plan: Plan = serde_json::from_str(&read(path)?)
                 .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))?;
-            let model = model_arg::read(Path::new(&plan.model.path))?;
-            return Self::of_plan(plan, model, Vec::new(), engine);
+            let (_, model) = open(Path::new(&plan.model.path))?;
+            return Self::of_plan(plan, model, Vec::new(), engine, fetch);
         }
-        let path = &model_arg::local_path(path)?;
-        Self::planned(path, model_arg::read(path)?, options, engine)
+        let (path, model) = open(path)?;
+        Self::planned(&path, model, options, engine, fetch)
     }
 
     /// The plan for a model whose header is read. Software devices are started first, since the plan names their servers.
-    pub fn planned(path: &Path, model: Model, options: &PlanOptions, engine: &Engine) -> anyhow::Result<Self> {
+    pub fn planned(
+        path: &Path,
+        mut model: Model,
+        options: &PlanOptions,
+        engine: &Engine,
+        fetch: Option<&Output>,
+    ) -> anyhow::Result<Self> {
         let mut machine = options.described_machine()?;
         machine.host.isa = engine.isa();
         let mut request = options.request(&model, &machine, &[])?;
         request.run.target.build = engine.build();
         let servers = bind(engine, &mut machine, &mut request.run)?;
+        if let Some(output) = fetch {
+            add_projector_of_hub(path, &mut model, &mut request.run, output);
+        }
         let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
-        Self::of_plan(plan, model, servers, engine)
+        Self::of_plan(plan, model, servers, engine, fetch)
     }
 
-    fn of_plan(plan: Plan, mut model: Model, mut servers: Vec<RpcServer>, engine: &Engine) -> anyhow::Result<Self> {
+    fn of_plan(
+        plan: Plan,
+        mut model: Model,
+        mut servers: Vec<RpcServer>,
+        engine: &Engine,
+        fetch: Option<&Output>,
+    ) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
         run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
+        if let Some(output) = fetch {
+            add_projector_of_hub(plan.model.path.as_ref(), &mut model, &mut run, output);
+        }
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let launch = Launch { model: plan.model.path.clone().into(), run, machine };
@@ -385,6 +415,7 @@ fn show(step: Step) {
             bar.set_position(at);
             bar.set_message(text);
         }
+        Step::Fetching(bytes) => bar.set_message(format!("fetching the model, {bytes} so far")),
         Step::Ready => bar.finish_and_clear(),
         Step::WarmUp => {
             bar.reset();

@@ -11,6 +11,7 @@ pub mod launch;
 pub mod list;
 pub mod machine;
 pub mod man;
+pub mod mcp;
 pub mod measuring;
 pub mod model_arg;
 pub mod plan;
@@ -91,6 +92,8 @@ pub enum Command {
     Devices(devices::Args),
     /// Show what is installed and usable here, what would interfere, and what to do.
     Doctor(doctor::Args),
+    /// Answer agents: inspect, check, plan and devices as tools of the Model Context Protocol.
+    Mcp(mcp::Args),
     /// List, show and check placement rule files.
     Rules(rules::Args),
     /// Write a GGUF with the header of a known model: a hole, random weights, or tiny.
@@ -294,6 +297,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Devices(args) => devices::run(&args, output),
         Command::Completions(args) => completions::run(&args, output),
         Command::Man(args) => man::run(&args, output),
+        Command::Mcp(mcp::Args {}) => mcp::run(output),
         Command::Doctor(args) => doctor::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Run(args) => run::run(&args, output),

@@ -53,12 +53,17 @@ pub fn projector_beside(model: &Path, output: &Output) -> anyhow::Result<Option<
 
 /// The path of a MODEL that has to be here with its weights.
 pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
-    match model.to_str().map(Location::parse).transpose()? {
-        Some(Location::Address(_) | Location::Hub { .. }) => {
-            bail!("`{}`: this needs the weights: download the model and pass its path", model.display())
-        }
-        _ => path(model),
+    if is_remote(model) {
+        bail!("`{}`: this needs the weights: download the model and pass its path", model.display());
     }
+    model.to_str().map(Location::parse).transpose()?;
+    path(model)
+}
+
+/// Whether a MODEL is at an address or on the hub.
+pub fn is_remote(model: &Path) -> bool {
+    let location = model.to_str().map(Location::parse);
+    matches!(location, Some(Ok(Location::Address(_) | Location::Hub { .. })))
 }
 
 /// The model of a file that is here, its keys as they are.

@@ -16,7 +16,7 @@ use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
-use crate::plan::{self, Request};
+use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
 use crate::run::{Dialect, RunConfig};
@@ -58,7 +58,7 @@ pub struct PlanArgs {
 }
 
 /// A model, as it is shown, and what is asked about it.
-struct Asked {
+pub struct Asked {
     model: Model,
     path: String,
     what_if: Option<WhatIf>,
@@ -66,29 +66,49 @@ struct Asked {
     request: Request,
 }
 
+impl Asked {
+    /// The document, with what is to be said of the file and of this computer.
+    pub fn plan(&self) -> anyhow::Result<Plan> {
+        let Self { model, path, what_if, machine, request } = self;
+        let mut plan = plan::plan(model, path, machine, request)?;
+        plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, path)));
+        plan.model.what_if.clone_from(what_if);
+        plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
+            code: "environment".into(),
+            message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
+            hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
+        }));
+        Ok(plan)
+    }
+}
+
 /// The file as it is, or as each of the recipes would make it.
-fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<Asked>> {
+pub fn asked(
+    model: &Path,
+    options: &PlanOptions,
+    words: &[String],
+    what_if: &WhatIfArgs,
+    output: &Output,
+) -> anyhow::Result<Vec<Asked>> {
     let gguf = model_arg::open(model, output)?;
     let (path, first) = (model_arg::shown(model, &gguf), what_if::first_file(model, &gguf));
     let source = model;
     let model = Model::from_gguf(gguf)?;
-    let machine = args.options.described_machine()?;
+    let machine = options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
-        let mut request = args.options.request(&model, &machine, &args.words)?;
+        let mut request = options.request(&model, &machine, words)?;
         add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
-        if request.run.mmproj_auto && !request.run.has_projector() {
-            add_projector_of_hub(source, &mut model, &mut request.run, output);
-        }
+        add_projector_of_hub(source, &mut model, &mut request.run, output);
         request.tensors |= output.format() == Format::Html;
         anyhow::Ok(Asked { model, path, what_if, machine: machine.clone(), request })
     };
-    let recipes = args.what_if.recipes();
+    let recipes = what_if.recipes();
     if recipes.is_empty() {
         return Ok(vec![ask(model, path, None)?]);
     }
     let mut all = Vec::new();
     for recipe in recipes {
-        match args.what_if.variant(&model, &path, &first, recipe) {
+        match what_if.variant(&model, &path, &first, recipe) {
             Ok(Variant { model, path, what_if }) => all.push(ask(model, path, Some(what_if))?),
             Err(error) if recipes.len() == 1 => return Err(error),
             // One that llama-quantize refuses must not hide the others.
@@ -100,7 +120,10 @@ fn asked(model: &Path, args: &PlanArgs, output: &Output) -> anyhow::Result<Vec<A
 }
 
 /// Counts the projector that `-hf` fetches beside a model of the hub; one that cannot be read is left out of the command.
-fn add_projector_of_hub(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
+pub fn add_projector_of_hub(source: &Path, model: &mut Model, run: &mut RunConfig, output: &Output) {
+    if !run.mmproj_auto || run.has_projector() || model.projector.is_some() {
+        return;
+    }
     match check::projector_of_hub(source, run, output) {
         Ok(None) => {}
         Ok(Some(projector)) => {
@@ -179,7 +202,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     output.build(args.options.planning.build);
     let mut all = Vec::new();
     for model in &args.models {
-        all.extend(asked(model, args, output)?);
+        all.extend(asked(model, &args.options, &args.words, &args.what_if, output)?);
     }
     let one = match all.pop() {
         Some(one) if all.is_empty() => one,
@@ -188,20 +211,13 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if !args.sweep.is_empty() {
         return sweep(args, one, output);
     }
-    let Asked { model, path, what_if, machine, request } = one;
-    let options = &args.options.machine;
-    let assumed = options.assumed(&machine).filter(|_| options.describes_devices() && args.emit.is_none());
+    let described = &args.options.machine;
+    let assumed = described.assumed(&one.machine).filter(|_| described.describes_devices() && args.emit.is_none());
     if let Some(note) = assumed {
         output.say(&note);
     }
-    let mut plan = plan::plan(&model, &path, &machine, &request)?;
-    plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
-    plan.model.what_if = what_if;
-    plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
-        code: "environment".into(),
-        message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
-        hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
-    }));
+    let plan = one.plan()?;
+    let Asked { model, request, .. } = one;
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let wish =

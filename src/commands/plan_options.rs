@@ -18,7 +18,7 @@ use crate::suggest::Refusal;
 const PLAN: &str = "Plan";
 
 /// What is asked of the planner; shared by the commands that plan.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct PlanOptions {
     #[command(flatten)]
     pub machine: MachineArgs,

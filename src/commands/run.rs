@@ -1,5 +1,6 @@
 //! `run`: plan, launch llama-server, and stay in front of it until Ctrl-C. [I/O]
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
@@ -8,18 +9,22 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 
 use super::launch::{Engine, EngineArgs, Proposal};
-use super::plan_options::PlanOptions;
-use super::{Outcome, Output, interrupt, progress};
+use super::plan_options::{PlanOptions, is_plan_file};
+use super::{Outcome, Output, interrupt, model_arg, progress};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
 use crate::report::live::{Promise, Sample, Tier, panel, summary};
-use crate::runtime::{Error, sampler, server};
+use crate::runtime::server::Server;
+use crate::runtime::{Error, nvml, sampler, server};
+use crate::suggest::Refusal;
 
 /// How often the server is looked at while it serves.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often memory is looked at for the panel.
 const PANEL: Duration = Duration::from_secs(1);
+/// How many looks at the cards must see another amount free before it is planned for: what comes and goes is not followed.
+const SETTLED: u32 = 3;
 /// How often a line is written where there is no terminal, at most.
 const LINE: Duration = Duration::from_secs(10);
 /// The width of a terminal that does not say it, in columns.
@@ -32,16 +37,22 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan run model.gguf --vram 24G
+  moeplan run hf:owner/repo:Q4_K_M --vram 24G                 (llama-server fetches it)
   moeplan run plan.json -- --port 8080 --jinja
   moeplan run model.gguf --vram 24G --log            (llama-server's log on standard error)")]
 pub struct Args {
-    /// A GGUF file to plan for, or a plan (`moeplan plan --json`).
+    /// A GGUF file to plan for, `hf:owner/repo[:QUANT]` or https://… for llama-server to fetch, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
     pub options: PlanOptions,
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Plan again, and restart the server, when other programs take or give back more of a card than the margin.
+    ///
+    /// NVIDIA cards only. It waits until no request is running; the address stays the same.
+    #[arg(long, help_heading = OWN)]
+    pub follow: bool,
     /// Pass llama-server's log through to standard error.
     #[arg(long, help_heading = OWN)]
     pub log: bool,
@@ -58,6 +69,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut server = args.engine.server(output)?;
     server.extra.clone_from(&args.extra);
     server.keeps_key = true;
+    server.offline = output.global.offline;
     if args.log {
         server.watch = None;
     }
@@ -65,9 +77,43 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         server.echo = Some(echo_above);
     }
     let engine = Engine::Server(Box::new(server.clone()));
-    let proposal = Proposal::of_model(&args.model, &args.options, &engine)?;
-    proposal.warn(output);
+    let mut follow = args.follow.then(|| Follow::new(args, &engine)).transpose()?;
+    let mut proposal = Proposal::of_model(&args.model, &args.options, &engine, Some(output))?;
+    loop {
+        proposal.warn(output);
+        let (running, promise) = start(&proposal, &server, &engine, args.tolerance, output)?;
+        // Who asks the server finds the next one at the same address.
+        if follow.is_some() && !server.extra.iter().any(|word| word == "--port") {
+            let port = promise.endpoint.rsplit(':').next().unwrap_or_default();
+            server.extra.extend(["--port".to_string(), port.to_string()]);
+        }
+        proposal = stay(running, &promise, &proposal, follow.as_mut(), output)?;
+        nvml::replace(BTreeMap::new());
+    }
+}
+
+/// Launches, and shows predicted beside measured once the server takes requests.
+fn start(
+    proposal: &Proposal,
+    server: &Server,
+    engine: &Engine,
+    tolerance: f64,
+    output: &Output,
+) -> anyhow::Result<(server::Running, Promise)> {
     let forecast = proposal.forecast()?;
+    let free = free();
+    for (name, row) in &forecast.memory {
+        if let Some(free) = free.get(name).filter(|free| row.total() > **free) {
+            let needs = row.total();
+            output.say(&format!(
+                "warning: {free} of {name} are free now, and the launch needs {needs}: plan again, or end what holds it"
+            ));
+        }
+    }
+    if model_arg::is_remote(&proposal.launch.model) {
+        let bytes: Bytes = proposal.model.files.iter().map(|file| file.bytes).sum();
+        output.say(&format!("llama-server fetches {bytes} first, or what its cache lacks of it"));
+    }
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
     for note in &running.notes {
@@ -75,7 +121,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     // What the devices show grows with the first long prompts: only llama.cpp's own sums are compared here.
     let seen = running.seen()?;
-    let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, args.tolerance);
+    let comparison = compare(&Expected::of(&forecast, Bytes(0)), &seen, tolerance);
     let launched = Launched {
         schema: measurement::LAUNCHED.to_string(),
         endpoint: running.client.address().to_string(),
@@ -98,12 +144,90 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         tiers: Tier::of(&forecast.memory, &proposal.launch.machine),
         speed: proposal.plan.as_ref().map(|plan| (plan.turn, plan.speed.clone())),
     };
-    stay(running, &promise, output)
+    Ok((running, promise))
+}
+
+/// What is free of each card; what the server holds that is to be replaced counts as free.
+fn free() -> BTreeMap<String, Bytes> {
+    nvml::listed().into_iter().map(|card| (card.name, card.free)).collect()
+}
+
+/// `--follow`: looks at what other programs leave of the cards.
+struct Follow<'a> {
+    args: &'a Args,
+    engine: &'a Engine,
+    /// What was free for the server when it was planned.
+    free: BTreeMap<String, Bytes>,
+    looked: Instant,
+    /// How many looks in a row saw another amount.
+    seen: u32,
+}
+
+impl<'a> Follow<'a> {
+    fn new(args: &'a Args, engine: &'a Engine) -> Result<Self, Refusal> {
+        if is_plan_file(&args.model) {
+            let hint = "name the model instead, and the machine as it was planned for";
+            return Err(Refusal::new("--follow plans again, and a plan's file is one plan", hint));
+        }
+        let free = free();
+        if free.is_empty() {
+            return Err(Refusal::new(
+                "--follow needs NVIDIA's driver, and finds no card of it here",
+                "what is free on other devices is not looked at again: leave --follow out",
+            ));
+        }
+        Ok(Self { args, engine, free, looked: Instant::now(), seen: 0 })
+    }
+
+    /// The next launch, once another amount has stayed free for some looks, no request is running, and it is another launch. A
+    /// server is not stopped for a plan that does not fit, nor for none.
+    fn look(&mut self, running: &mut server::Running, now: &Proposal, output: &Output) -> Option<Proposal> {
+        if self.looked.elapsed() < PANEL {
+            return None;
+        }
+        self.looked = Instant::now();
+        nvml::replace(running.held());
+        let free = free();
+        let margin = self.args.options.machine.margin(&now.launch.machine);
+        let differs = |(name, free): &(&String, &Bytes)| {
+            self.free.get(*name).is_none_or(|planned| planned.0.abs_diff(free.0) > margin.0)
+        };
+        let Some((name, amount)) = free.iter().find(differs) else {
+            self.seen = 0;
+            return None;
+        };
+        self.seen += 1;
+        if self.seen < SETTLED || running.serving().running() > 0 {
+            return None;
+        }
+        output.say(&format!("{amount} of {name} are free for the server now: planning again"));
+        let next = Proposal::of_model(&self.args.model, &self.args.options, self.engine, Some(output));
+        // A request may have come meanwhile.
+        if running.ended().is_some() || running.serving().running() > 0 {
+            return None;
+        }
+        (self.free, self.seen) = (free, 0);
+        match next {
+            Err(error) => output.say(&format!("the server stays as it is: {error:#}")),
+            Ok(next) if !next.fits() => output.say("the server stays as it is: nothing fits what is free"),
+            Ok(next) if next.launch.run == now.launch.run => {
+                output.say("the server stays as it is: it is still the best")
+            }
+            Ok(next) => return Some(next),
+        }
+        None
+    }
 }
 
 /// Stays in front of the server until Ctrl-C, or until it ends: with a panel at the lower end of a terminal that can move its cursor,
-/// else with a line now and then.
-fn stay(mut running: server::Running, promise: &Promise, output: &Output) -> anyhow::Result<Outcome> {
+/// else with a line now and then. What comes back is the launch that takes its place.
+fn stay(
+    mut running: server::Running,
+    promise: &Promise,
+    proposal: &Proposal,
+    mut follow: Option<&mut Follow<'_>>,
+    output: &Output,
+) -> anyhow::Result<Proposal> {
     let can_move = !output.global.quiet && std::io::stderr().is_terminal();
     let bar = Some(progress("{msg}", None)).filter(|bar| can_move && !bar.is_hidden());
     shown().clone_from(&bar);
@@ -111,10 +235,13 @@ fn stay(mut running: server::Running, promise: &Promise, output: &Output) -> any
     let mut last: Option<(Instant, u64)> = None;
     let ended = loop {
         if interrupt::is_pressed() {
-            break None;
+            break Err(None);
         }
         if let Some(end) = running.ended() {
-            break Some(end);
+            break Err(Some(end));
+        }
+        if let Some(next) = follow.as_mut().and_then(|follow| follow.look(&mut running, proposal, output)) {
+            break Ok(next);
         }
         let process = running.id();
         let serving = running.serving();
@@ -139,12 +266,12 @@ fn stay(mut running: server::Running, promise: &Promise, output: &Output) -> any
     // The panel goes before anything else is said.
     *shown() = None;
     bar.iter().for_each(ProgressBar::finish_and_clear);
-    if let Some(end) = ended {
+    if let Err(Some(end)) = ended {
         return Err(running.why_it_ended("serving", end).into());
     }
     output.say("stopping llama-server");
     running.stop();
-    Err(Error::interrupted().into())
+    ended.map_err(|_| Error::interrupted().into())
 }
 
 fn shown() -> MutexGuard<'static, Option<ProgressBar>> {

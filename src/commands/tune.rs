@@ -149,7 +149,7 @@ impl Tuning {
     fn prepare(args: &Args, journal: PathBuf, output: &Output) -> anyhow::Result<Self> {
         let server = args.engine.server(output)?;
         let engine = Engine::Server(Box::new(server.clone()));
-        let proposal = Proposal::of_model(&args.model, &args.options, &engine)?;
+        let proposal = Proposal::of_model(&args.model, &args.options, &engine, None)?;
         proposal.warn(output);
         let plan = proposal.plan.as_deref().context("a tuning begins with a plan")?;
         let turn = plan.turn;

@@ -261,7 +261,7 @@ impl Shared<'_> {
         store.keep(checklist::ARCHITECTURE, &about, &architecture)?;
         model.sections.push(architecture);
 
-        let proposal = Proposal::planned(path, header, &args.options, &self.engine)?;
+        let proposal = Proposal::planned(path, header, &args.options, &self.engine, None)?;
         let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
         let Trial { cases, mut bench, asking } =
             Trial::new(&names, suite, &proposal, &args.ask, &args.options, &self.engine, self.output)?;

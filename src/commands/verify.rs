@@ -165,7 +165,7 @@ fn proposal(args: &Args, engine: &mut Engine) -> anyhow::Result<Proposal> {
     }
     let path = args.model.as_ref().context("nothing to verify: name a model, a plan, or a command after `--`")?;
     args.options.beside_plan(path, true)?;
-    Proposal::of_model(path, &args.options, engine)
+    Proposal::of_model(path, &args.options, engine, None)
 }
 
 /// What is run, cut to the context, and to one physical batch where only embeddings come out.

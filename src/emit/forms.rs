@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::bytes::{Bytes, MIB};
 use crate::run::command::quoted;
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind, START};
@@ -66,17 +67,29 @@ pub(super) fn line(words: &[String]) -> String {
     words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
 }
 
-const SHEBANG: &str = "#!/bin/sh\nexec ";
+const SHEBANG: &str = "#!/bin/sh\n";
+const EXEC: &str = "exec ";
 const REST: &str = " \"$@\"";
 
-/// A script that becomes the program; what it is called with is passed on, and wins.
-pub(super) fn script(words: &[String]) -> String {
-    format!("{SHEBANG}{}{REST}", line(words))
+/// A script that becomes the program; what it is called with is passed on, and wins. Where the launch `needs` so much of a card, the
+/// script first says that none has it free. It says nothing where NVIDIA's driver cannot be asked.
+pub(super) fn script(words: &[String], needs: Option<Bytes>) -> String {
+    let look = |needs: Bytes| {
+        let mib = needs.0.div_ceil(MIB);
+        format!(
+            "free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null | sort -n | tail -n 1)\n\
+             if [ \"${{free:-{mib}}}\" -lt {mib} ] 2>/dev/null; then\n\
+             \x20 echo \"warning: this launch was planned for {mib} MiB of a card, and $free MiB are free\" >&2\n\
+             fi\n"
+        )
+    };
+    format!("{SHEBANG}{}{EXEC}{}{REST}", needs.map(look).unwrap_or_default(), line(words))
 }
 
 /// The words of [`script`], as a shell would make them.
 pub(super) fn of_script(text: &str) -> Result<Held, String> {
-    let line = text.strip_prefix(SHEBANG).and_then(|text| text.strip_suffix(REST));
+    let lines = text.strip_prefix(SHEBANG).and_then(|text| text.strip_suffix(REST));
+    let line = lines.and_then(|lines| lines.lines().last()?.strip_prefix(EXEC));
     let words = line.and_then(shlex::split).ok_or_else(|| "its line cannot be split into words".to_string())?;
     Ok(Held { words, ..Held::default() })
 }
@@ -229,7 +242,12 @@ mod tests {
         let of_swap = only(Kind::LlamaSwap, &swap_model("its-1", &command).unwrap()).unwrap().words;
         let port = ["--port", "8080"].map(str::to_string);
         assert_eq!(of_swap, [&command[..1], &port, &command[1..]].concat());
-        assert_eq!(of_script(&script(&command)).unwrap().words, command);
+        for needs in [None, Some(Bytes::mib(7))] {
+            let script = script(&command, needs);
+            assert_eq!(of_script(&script).unwrap().words, command);
+            // So does `moeplan check serve.sh`.
+            assert_eq!(only(Kind::Shell, &script.replace(REST, "")).unwrap().words, command);
+        }
         let (text, notes) = env_file(&command).unwrap();
         let Held { environment, words, .. } = only(Kind::Env, &text).unwrap();
         assert_eq!(environment.get("LLAMA_ARG_MODEL").map(String::as_str), Some("/m/it's 1.gguf"));

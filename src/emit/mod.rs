@@ -10,7 +10,9 @@
 pub(crate) mod embedded;
 mod forms;
 
-use crate::machine::Machine;
+use crate::bytes::Bytes;
+use crate::machine::{Backend, Machine};
+use crate::memory;
 use crate::model::Model;
 use crate::placement;
 use crate::plan::Plan;
@@ -135,7 +137,8 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     }
     let launch = launch(command, source, wish)?;
     forms::printable(&launch.words())?;
-    let (text, notes, read) = written(&launch, source, wish)?;
+    let needs = of_card(model, machine, &command.run).filter(|_| wish.form == Form::Shell);
+    let (text, notes, read) = written(&launch, source, wish, needs)?;
     let replay = |what: String| Err(Error::Replay { form: wish.form.name(), what });
     // The reader found nothing odd, and what was expected.
     // Whether a repository has a projector is not known here.
@@ -196,14 +199,27 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
     }
 }
 
-/// The text, what it does not say, and the command that its reader makes of it.
-fn written(launch: &Launch, source: &ModelSource, wish: Wish) -> Result<(String, Vec<String>, ParsedCommand), Error> {
+/// What a launch takes of the only card of a machine, where NVIDIA's driver can say what is free of it. Of several, the driver and
+/// llama.cpp have other numbers.
+fn of_card(model: &Model, machine: &Machine, run: &RunConfig) -> Option<Bytes> {
+    let [card] = machine.devices.as_slice() else { return None };
+    let forecast = memory::forecast(model, machine, run).ok().filter(|_| card.backend == Backend::Cuda)?;
+    Some(forecast.total(&card.name))
+}
+
+/// The text, what it does not say, and the command that its reader makes of it. `needs`: of a card.
+fn written(
+    launch: &Launch,
+    source: &ModelSource,
+    wish: Wish,
+    needs: Option<Bytes>,
+) -> Result<(String, Vec<String>, ParsedCommand), Error> {
     let (form, args) = (wish.form.name(), launch.words());
     let name = forms::name_of(source);
     let mut notes = Vec::new();
     let text = match wish.form {
         Form::Args => forms::on_one_line(&launch.args)?,
-        Form::Shell => forms::script(&args),
+        Form::Shell => forms::script(&args, needs),
         Form::Env => {
             let (text, left) = forms::env_file(&args)?;
             notes = left;

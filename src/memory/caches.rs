@@ -7,7 +7,7 @@ use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
 use crate::model::hparams::{ContextHParams, LayerHParams};
 use crate::run::behaviour::{Latent, Rules};
-use crate::run::numbers::ContextNumbers;
+use crate::run::numbers::{ContextNumbers, padded};
 use crate::run::{FlashAttn, RunConfig};
 
 /// The caches of one context and what they were derived from.
@@ -443,7 +443,7 @@ impl Builder<'_> {
         // Sums past 32 bits are more than any context, which is the bound.
         let sequences = if unified { numbers.n_seq_max } else { 1 };
         let wanted = n_swa.saturating_mul(sequences).saturating_add(numbers.n_ubatch);
-        pad_256(wanted.min(numbers.n_ctx_seq))
+        padded(wanted.min(numbers.n_ctx_seq))
     }
 
     /// `llama_memory_recurrent`: F32 states, a row for each sequence and snapshot.
@@ -478,7 +478,7 @@ impl Builder<'_> {
         let indexer = u64::from(self.hparams.indexer_head_size);
         let indexer_widths = Widths { k: vec![indexer; widths.k.len()], v: Vec::new() };
         let compressed = |kind, widths: &Widths, ratio: u32| {
-            let cells = pad_256(self.numbers.n_ctx_seq.div_ceil(ratio).max(1));
+            let cells = padded(self.numbers.n_ctx_seq.div_ceil(ratio).max(1));
             let cache = self.kv(kind, widths, (cells, streams), |_, l| l.compress_ratio == ratio);
             Cache { tokens_per_cell: Some(ratio), ..cache }
         };
@@ -507,11 +507,6 @@ impl Builder<'_> {
             state(CacheKind::IndexerState, 2 * indexer, 2 * csa, csa),
         ]
     }
-}
-
-/// Rounded up to a multiple of 256.
-fn pad_256(n: u32) -> u32 {
-    n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
 }
 
 #[cfg(test)]

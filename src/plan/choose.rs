@@ -18,6 +18,7 @@ use crate::memory::{Error, HOST, HostNeeds, Launch, expert_cache};
 use crate::number::tokens;
 use crate::placement;
 use crate::rules::Role;
+use crate::run::numbers::padded;
 use crate::run::{LoadMode, RunConfig, on_host};
 
 /// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
@@ -369,6 +370,7 @@ fn part(room: i128, share: f64) -> i128 {
 
 /// How `-c` is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String")]
 pub enum ContextChoice {
     /// Room for the turn, at least 8192 tokens, at most the model's own length.
@@ -400,7 +402,7 @@ impl TryFrom<String> for ContextChoice {
 
 /// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
 fn turn_context(turn: Turn, context_length: u32) -> u32 {
-    let wanted = turn.tokens().next_multiple_of(256).max(8192);
+    let wanted = padded(turn.tokens()).max(8192);
     if context_length == 0 { wanted } else { wanted.min(context_length) }
 }
 

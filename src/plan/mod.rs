@@ -27,6 +27,7 @@ use crate::model::Model;
 use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
+use crate::run::numbers::padded;
 use crate::run::{self, LoadMode, ModelSource, Program, RunConfig};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
@@ -347,7 +348,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         let message = format!(
             "the turn that is timed is longer than a slot's context: {timed}{prompt} + {generate} tokens, and {slot} of context"
         );
-        let room = tokens.next_multiple_of(256).saturating_mul(numbers.n_stream.max(1));
+        let room = padded(tokens).saturating_mul(numbers.n_stream.max(1));
         let shorter = "--prompt, --generate and --depth say how long yours are";
         let is_choice = request.context == ContextChoice::Max || (trained > 0 && tokens > trained);
         let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };

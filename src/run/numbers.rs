@@ -41,11 +41,11 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
     let n_ubatch = n_batch.min(if run.n_ubatch == 0 { run.n_batch } else { run.n_ubatch });
     // llama-server decodes whole inputs at once when it makes embeddings.
     let n_batch = if server && run.embeddings { n_ubatch } else { n_batch };
-    let padded = pad(asked);
+    let all = padded(asked);
     let (n_ctx, n_ctx_seq) = if kv_unified {
-        (padded, padded)
+        (all, all)
     } else {
-        let each = pad((padded / n_seq_max).max(1));
+        let each = padded((all / n_seq_max).max(1));
         (each.saturating_mul(n_seq_max), each)
     };
     let n_outputs_max = if server && !run.embeddings && !hparams.arch().has_encoder {
@@ -118,7 +118,7 @@ impl std::ops::Deref for ResolvedRun {
 }
 
 /// Rounded up to a multiple of 256.
-fn pad(n: u32) -> u32 {
+pub fn padded(n: u32) -> u32 {
     n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::Clock;
@@ -73,8 +73,22 @@ pub fn devices() -> Vec<Card> {
     named(cards(), variable("CUDA_VISIBLE_DEVICES").as_deref(), variable("CUDA_DEVICE_ORDER").as_deref())
 }
 
+/// What a server that is to be replaced holds of each card.
+static REPLACED: Mutex<BTreeMap<String, Bytes>> = Mutex::new(BTreeMap::new());
+
+/// From now on, counts what a server holds of each card as free: the one that is planned takes its place.
+pub fn replace(held: BTreeMap<String, Bytes>) {
+    *REPLACED.lock().unwrap_or_else(PoisonError::into_inner) = held;
+}
+
 pub fn listed() -> Vec<DeviceInfo> {
-    devices().into_iter().map(|card| card.info).collect()
+    let replaced = REPLACED.lock().unwrap_or_else(PoisonError::into_inner);
+    let card = |Card { mut info, .. }: Card| {
+        let own = replaced.get(&info.name).map_or(0, |held| held.0);
+        info.free = Bytes(info.free.0.saturating_add(own)).min(info.total);
+        info
+    };
+    devices().into_iter().map(card).collect()
 }
 
 /// What all programs use of each card, and what a process does; cards on which the driver does not know it (as in a container of its

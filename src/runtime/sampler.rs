@@ -88,6 +88,16 @@ impl Watch {
         Self { used: DeviceUsed { before, ..DeviceUsed::default() }, ..Self::default() }
     }
 
+    /// What more of each device is used now than before.
+    pub fn taken(&self) -> BTreeMap<String, Bytes> {
+        let [now, _] = nvml::used(0);
+        let since = |(name, used): (String, Bytes)| {
+            let taken = used.saturating_sub(self.used.before.get(&name).copied().unwrap_or(used));
+            (name, taken)
+        };
+        now.into_iter().map(since).collect()
+    }
+
     /// The launch is loaded: looks at the devices, and from now on every `period`.
     pub fn loaded(&mut self, pid: u32, period: Duration) {
         [self.used.loaded, _] = nvml::used(pid);

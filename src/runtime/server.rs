@@ -15,17 +15,21 @@ use regex::Regex;
 
 use super::client::{Endpoint, Reply, Request};
 use super::log::{self, LoadLog, Serving, Stage};
-use super::process::{End, Process, never, output, pause, temporary_folder, wait};
+use super::nvml;
+use super::process::{End, Process, Stopped, never, output, pause, temporary_folder, wait};
 use super::sampler::Watch;
 use super::worker::{free_port, reach};
 use super::{
     DeviceInfo, Echo, Error, Kind, Launch, Observation, Projection, Prompt, Runtime, RuntimeInfo, Workload,
     pseudo_random, telling,
 };
+use crate::bytes::Bytes;
 use crate::files::temporary::Folder;
 use crate::machine::Isa;
 use crate::run::build::release;
-use crate::run::{Choice as _, LoadMode, Program, RunConfig, args, flags, groups, is_speculation, spelling};
+use crate::run::{
+    Choice as _, LoadMode, ModelSource, Program, RunConfig, args, flags, groups, is_speculation, spelling,
+};
 use crate::speed::samples::{self, BenchRow};
 
 /// The folder below moeplan's cache that `scripts/llama-server` fills.
@@ -308,12 +312,20 @@ pub fn config_files() -> Vec<ConfigFile> {
 
 /// The words after the program: the launch, the model, and what moeplan needs to watch it. `extra` words of the person come
 /// last and win; of these only spellings of old and new builds are exchanged. What they say of speculation is said by nobody else.
-fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[String]) -> Result<Vec<String>, Error> {
+fn arguments(
+    build: &Build,
+    run: &RunConfig,
+    model: &Path,
+    port: u16,
+    extra: &[String],
+    offline: bool,
+) -> Result<Vec<String>, Error> {
     if run.program != Program::Server {
         let message = format!("a command of {} cannot be launched on the server runtime", run.program.name());
         return Err(Error::setup(message, "use --runtime embedded"));
     }
-    let mut words = vec!["-m".to_string(), model.display().to_string()];
+    let source = ModelSource::of_argument(&model.display().to_string());
+    let mut words = source.words();
     let speculates = extra.iter().any(|word| is_speculation(word));
     for (flag, group) in args::settings(run) {
         if !(speculates && is_speculation(flag.name())) {
@@ -322,7 +334,8 @@ fn arguments(build: &Build, run: &RunConfig, model: &Path, port: u16, extra: &[S
     }
     let port = port.to_string();
     for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
-        if wanted.first().is_some_and(|flag| build.takes(flag)) {
+        let is_kept = wanted != &["--offline"] || offline || matches!(source, ModelSource::Path(_));
+        if is_kept && wanted.first().is_some_and(|flag| build.takes(flag)) {
             words.extend(wanted.iter().map(ToString::to_string));
         }
     }
@@ -396,6 +409,8 @@ fn spelled(build: &Build, group: &[String], is_own: bool) -> Result<Vec<String>,
 /// How far a server has come, for a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// It fetches the model, and has written so much.
+    Fetching(Bytes),
     Loading(Stage),
     /// It takes requests, or the measurement is over.
     Ready,
@@ -426,6 +441,8 @@ pub struct Server {
     pub log: Option<PathBuf>,
     /// Whether `LLAMA_API_KEY` is left to it.
     pub keeps_key: bool,
+    /// Whether it must not fetch a model that is not here; one that is here it loads without the network anyhow.
+    pub offline: bool,
     pub echo: Option<Echo>,
     pub watch: Option<fn(Step)>,
     pub interrupted: fn() -> bool,
@@ -448,6 +465,7 @@ impl Server {
             environment: BTreeMap::new(),
             log: None,
             keeps_key: false,
+            offline: false,
             echo: None,
             watch: None,
             interrupted: never,
@@ -462,7 +480,7 @@ impl Server {
     }
 
     pub fn takes(&self, run: &RunConfig) -> bool {
-        arguments(&self.build, run, Path::new(""), 0, &[]).is_ok()
+        arguments(&self.build, run, Path::new(""), 0, &[], true).is_ok()
     }
 
     fn tell(&self, step: Step) {
@@ -497,7 +515,7 @@ impl Server {
         let watch = Watch::before();
         let mut run = launch.run.clone();
         run.rpc = launch.endpoints();
-        let words = arguments(&self.build, &run, &launch.model, port, &self.extra)?;
+        let words = arguments(&self.build, &run, &launch.model, port, &self.extra, self.offline)?;
         let folder = temporary_folder()?;
         let files = config_files();
         let mut command = self.command();
@@ -526,12 +544,15 @@ impl Server {
             command: words,
             backend: launch.backend(),
             watch,
+            took: BTreeMap::new(),
             is_left: false,
             server: self.clone(),
             _folder: folder,
         };
-        running.wait_until_ready(begin)?;
+        let fetches = !matches!(ModelSource::of_argument(&launch.model.display().to_string()), ModelSource::Path(_));
+        running.wait_until_ready(begin, fetches)?;
         running.load_time = begin.elapsed();
+        running.took = running.watch.taken();
         self.tell(Step::Ready);
         Ok(running)
     }
@@ -649,6 +670,8 @@ pub struct Running {
     command: Vec<String>,
     backend: String,
     watch: Watch,
+    /// What more of each card is used since before it was started, itself and others.
+    took: BTreeMap<String, Bytes>,
     /// Whether an answer was given up: nothing is left to wait for.
     is_left: bool,
     server: Server,
@@ -663,6 +686,12 @@ impl Running {
 
     pub fn serving(&self) -> &Serving {
         &self.log.serving
+    }
+
+    /// What it holds of each card: as the driver says of its process, else what was taken while it loaded.
+    pub fn held(&self) -> BTreeMap<String, Bytes> {
+        let [_, of_process] = nvml::used(self.id());
+        self.took.clone().into_iter().chain(of_process).collect()
     }
 
     /// Looks at memory from now on, until it is over.
@@ -759,11 +788,16 @@ impl Running {
         !lines.is_empty()
     }
 
-    fn wait_until_ready(&mut self, begin: Instant) -> Result<(), Error> {
+    /// `fetches`: it downloads the model before it loads. That may take as long as something moves.
+    fn wait_until_ready(&mut self, begin: Instant, fetches: bool) -> Result<(), Error> {
         const DOING: &str = "loading";
         let Server { limit, stall, .. } = self.server;
         let (mut asked, mut looked, mut moved, mut work_seen) = (begin, begin, Instant::now(), None);
-        let answer = wait(limit, self.server.interrupted, |time| {
+        let mut loads_since = begin;
+        let answer = wait(Duration::MAX, self.server.interrupted, |time| {
+            if loads_since.elapsed() >= limit {
+                return Some(Err(Error::stopped(Stopped::TimedOut, "llama-server", DOING, limit, &[])));
+            }
             if self.follow() {
                 moved = Instant::now();
             }
@@ -790,6 +824,11 @@ impl Running {
                 if now != work_seen {
                     (work_seen, moved) = (now, looked);
                 }
+                // Its first words about the file come once it has it.
+                if fetches && self.log.stage == Stage::Started {
+                    loads_since = looked;
+                    self.server.tell(Step::Fetching(written(self.process.id())));
+                }
             }
             if moved.elapsed() > stall {
                 let (seconds, log) = (stall.as_secs(), telling(&self.process.log.tail()));
@@ -814,6 +853,18 @@ fn work(process: u32) -> Option<(u64, u64)> {
 #[cfg(not(target_os = "linux"))]
 fn work(_process: u32) -> Option<(u64, u64)> {
     None
+}
+
+/// What a process has written in all, to files and elsewhere; nothing where the system does not say.
+#[cfg(target_os = "linux")]
+fn written(process: u32) -> Bytes {
+    let process = i32::try_from(process).ok().and_then(|process| procfs::process::Process::new(process).ok());
+    Bytes(process.and_then(|process| process.io().ok()).map_or(0, |io| io.wchar))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn written(_process: u32) -> Bytes {
+    Bytes(0)
 }
 
 /// Runs tests of `model` in llama-bench, and gives their rows.
@@ -885,7 +936,7 @@ mod tests {
             isa: Isa::default(),
         };
         let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
-        Ok(arguments(&build, run, Path::new("m.gguf"), 9, &extra)?.join(" "))
+        Ok(arguments(&build, run, Path::new("m.gguf"), 9, &extra, false)?.join(" "))
     }
 
     #[test]

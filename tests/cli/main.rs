@@ -15,5 +15,6 @@ mod hostile;
 mod limits;
 #[cfg(feature = "remote")]
 mod remote;
+mod mcp;
 mod report;
 mod schema;

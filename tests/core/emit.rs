@@ -122,6 +122,23 @@ fn a_script_is_read_by_a_real_shell() {
     let program = vec!["llama-server".to_string()];
     let again = parse::command(&[program, words].concat(), &BTreeMap::new()).unwrap();
     assert_eq!(again.run, run);
+    // What is free of the card is said only where it is less than the plan takes.
+    let card = Machine::new(vec![Device::parse("CUDA0=24576M").unwrap()], Host::default()).unwrap();
+    let script = emit(&model, &card, &command, server(Form::Shell)).unwrap().text;
+    let smi = folder.path().join("nvidia-smi");
+    for (says, warns) in [(None, false), (Some("1\n7"), true), (Some("7\n99999\n1"), false), (Some("[N/A]"), false)] {
+        if let Some(says) = says {
+            std::fs::write(&smi, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            #[cfg(unix)]
+            std::fs::set_permissions(&smi, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let output =
+            std::process::Command::new("sh").args(["-c", &script]).env("PATH", &path_variable).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && output.stdout.starts_with(b"-m\0"), "{said}");
+        assert_eq!(said.starts_with("warning: this launch was planned for "), warns, "{says:?}: {said}");
+        assert!(warns || said.is_empty(), "{said}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The panel of `run` on a terminal and where there is none, on a fake llama-server that serves one request.
 
-use crate::{MOEPLAN, fake, tiny};
+use crate::support::http_server::{Answer, Server};
+use crate::{MOEPLAN, fake, tiny, until};
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use moeplan::bytes::Bytes;
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -37,8 +40,13 @@ impl Talker {
 
     /// Waits until it has said `words`; what it has said since it began.
     fn until(&mut self, words: &str) -> String {
+        self.until_times(words, 1)
+    }
+
+    /// Waits until it has said `words` so many times.
+    fn until_times(&mut self, words: &str, times: usize) -> String {
         let start = Instant::now();
-        while !self.said.contains(words) {
+        while self.said.matches(words).count() < times {
             assert!(start.elapsed() < LIMIT, "`{words}` never came: {}", self.said);
             if let Ok(piece) = self.pieces.recv_timeout(Duration::from_millis(100)) {
                 self.said += &String::from_utf8_lossy(&piece);
@@ -80,6 +88,108 @@ fn words(folder: &Path, more: &[&str]) -> Vec<String> {
     words.extend([server.display().to_string(), model.display().to_string()]);
     words.extend(more.iter().map(|word| (*word).to_string()));
     words
+}
+
+#[test]
+fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, file) = ("/o/r/resolve/main/m-Q4_K_M.gguf", std::fs::read(tiny(folder.path())).expect("a model"));
+    let (whole, shown) = (file.len() as u64, Bytes(file.len() as u64).to_string());
+    let item = format!(r#"[{{"type":"file","path":"m-Q4_K_M.gguf","size":{whole},"oid":"x"}}]"#);
+    let hub = Server::new(move |request| match request.path.as_str() {
+        "/api/models/o/r/tree/main?recursive=true" => Answer::status(200).body(item.clone()),
+        asked if asked == path => Answer::range(request, &file, "\"e\""),
+        _ => Answer::status(404),
+    });
+    for (offline, fetches) in [("", "FAKE_LLAMA_SERVER=fetch"), ("--offline", "FAKE_LLAMA_SERVER=")] {
+        let answer = folder.path().join(format!("run{offline}.json"));
+        let [home, answer_path, server] = [folder.path(), &answer, &fake()].map(|path| path.display().to_string());
+        // It fetches for longer than it may load.
+        let line = format!(
+            "exec env {fetches} FAKE_LLAMA_SERVER_STATE={home} HF_ENDPOINT={} HOME={home} XDG_CACHE_HOME={home} {MOEPLAN} run {offline} \
+             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:o/r:Q4_K_M",
+            hub.address
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdout(Stdio::piped());
+        let mut talker = Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")));
+        talker.until(&format!("llama-server fetches {shown} first"));
+        if offline.is_empty() {
+            talker.until("fetching the model, ");
+        }
+        talker.until("Ctrl-C stops");
+        let document: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&answer).expect("a document")).expect("JSON");
+        let words: Vec<_> =
+            document["command"].as_array().expect("words").iter().filter_map(|word| word.as_str()).collect();
+        assert!(words.windows(2).any(|pair| pair == ["-hf", "o/r:Q4_K_M"]) && !words.contains(&"-m"), "{words:?}");
+        assert_eq!(words.contains(&"--offline"), !offline.is_empty(), "{words:?}");
+        talker.child.stdin.as_mut().expect("stdin").write_all(b"\x03").expect("Ctrl-C");
+        assert_eq!(talker.end().0, Some(130));
+    }
+    assert!(hub.sent() < whole, "more than the header was read: {} of {whole} bytes", hub.sent());
+}
+
+/// A card whose memory other programs take and give back, by a library in the place of the driver's.
+#[test]
+fn the_server_follows_what_other_programs_leave_of_the_card() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/nvml.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(at("libnvidia-ml.so.1")).arg(source);
+    assert!(cc.status().expect("cc, which links Rust too").success());
+    let mut synth = Command::new(MOEPLAN);
+    synth.args(["synth", "gpt-oss-20b", "--blocks", "4", "-q", "-o"]).arg(at("m.gguf")).stdout(Stdio::null());
+    assert!(synth.status().expect("moeplan").success());
+    // A file that is half written would be a card of another size.
+    let free = |mib: u32| {
+        std::fs::write(at("next"), format!("8192 {mib}")).expect("a file");
+        std::fs::rename(at("next"), at("card")).expect("a file");
+    };
+    free(8000);
+    let mut command = Command::new(MOEPLAN);
+    command.args(["run", "--follow", "--ctx-size", "512", "--json", "--force", "-o"]).arg(at("run.json"));
+    command.arg("--llama-server").arg(fake()).arg(at("m.gguf")).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("LD_LIBRARY_PATH", folder.path()).env("FAKE_NVML", at("card")).env_remove("CUDA_VISIBLE_DEVICES");
+    command.env("FAKE_LLAMA_SERVER", "held").env("FAKE_LLAMA_SERVER_STATE", folder.path()).env("HOME", folder.path());
+    command.env("XDG_STATE_HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path());
+    let mut talker = Talker::new(&mut command, |child| Box::new(child.stderr.take().expect("stderr")));
+    let launched = |talker: &mut Talker, times| {
+        talker.until_times("Ctrl-C stops", times);
+        let document = std::fs::read(at("run.json")).expect("a document");
+        let document: serde_json::Value = serde_json::from_slice(&document).expect("JSON");
+        let on_host = document["command"].to_string().contains("=CPU");
+        (document["endpoint"].clone(), document["process"].clone(), on_host)
+    };
+    let first = launched(&mut talker, 1);
+    assert!(!first.2, "all experts fit: {}", talker.said);
+    // Less than the margin is not followed.
+    free(7900);
+    // While a request runs, the server stays.
+    let said = talker.said.clone();
+    let asking = std::thread::spawn(move || ask(&said));
+    assert!(until(|| at("asked").exists()), "no request came");
+    free(3000);
+    std::thread::sleep(Duration::from_secs(6));
+    while let Ok(piece) = talker.pieces.try_recv() {
+        talker.said += &String::from_utf8_lossy(&piece);
+    }
+    assert!(!talker.said.contains("planning again"), "{}", talker.said);
+    std::fs::write(at("go"), "").expect("a mark");
+    asking.join().expect("an answer");
+    let second = launched(&mut talker, 2);
+    assert!(second.2 && second.1 != first.1, "experts have left the card: {}", talker.said);
+    assert_eq!(second.0, first.0, "another address");
+    // Nothing fits: the server stays.
+    free(1000);
+    talker.until("the server stays as it is: ");
+    free(8000);
+    let third = launched(&mut talker, 3);
+    assert_eq!((third.0, third.2), (first.0, false), "{}", talker.said);
+    interrupt(&talker.child);
+    let (code, said) = talker.end();
+    assert_eq!((code, said.matches("planning again").count()), (Some(130), 3), "{said}");
 }
 
 /// `run` without a terminal.

@@ -41,7 +41,7 @@ fn main() {
             println!("{flag}                             as ever");
         }
         println!(
-            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x"
+            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x\n--offline x"
         );
         return;
     }
@@ -110,6 +110,14 @@ fn run(options: &Options) {
         }
         "silent-exit" => std::process::exit(3),
         "hang" => sleep_for_ever(),
+        "fetch" => {
+            let mut file =
+                std::fs::File::create(options.state.as_ref().expect("a state").join("fetched")).expect("a file");
+            for _ in 0..70 {
+                file.write_all(&[0; 1 << 16]).expect("a piece");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
         "garbage-log" => {
             let noise: Vec<u8> =
                 (0..200_000_u32).map(|i| u8::try_from(i.wrapping_mul(2_654_435_761) >> 24).unwrap_or(0)).collect();
@@ -234,6 +242,12 @@ fn complete(mut stream: TcpStream, mode: &str) {
         );
     }
     say("0.01.000.100 I slot launch_slot_: id  0 | task 0 | processing task, is_child = 0");
+    if let Some(state) = state().filter(|_| mode == "held") {
+        std::fs::write(state.join("asked"), "").expect("a mark");
+        while !state.join("go").exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n");
     for token in 0..6 {
         if token == 3 {
