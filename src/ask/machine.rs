@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
+use crate::bytes::Bytes;
 use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Error, Host, HostRates, Machine, Ram};
-use crate::speed::table;
+use crate::machine::{Backend, Device, DeviceSize, Error, Host, Machine, Ram};
+use crate::speed::{prices, table};
 use crate::suggest::Refusal;
 
 /// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
@@ -32,6 +33,11 @@ pub struct Described {
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])
     )]
     pub gpu: Vec<String>,
+    /// Use so much of each device, in order, whatever describes it: 12G,8G.
+    ///
+    /// Exact sizes. A device keeps its speed; one that gets 0, or that has none, is left out.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
+    pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
@@ -88,11 +94,28 @@ impl Described {
             host.ram = Some(ram.bytes);
         }
         if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
-            let given = HostRates::of_memory(table::memory(bandwidth));
-            // A calibration keeps what it knows of the threads.
-            host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
+            host.set_memory(table::memory(bandwidth));
         }
         Ok(())
+    }
+
+    /// `machine` with what `--budget` gives of its devices.
+    pub fn limited(&self, machine: Machine) -> Result<Machine, Refusal> {
+        if self.budget.is_empty() {
+            return Ok(machine);
+        }
+        let (asked, known) = (self.budget.len(), machine.devices.len());
+        if asked > known {
+            let message = format!("--budget has {asked} sizes, but there are {known} devices");
+            return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
+        }
+        let given = machine.devices.iter().zip(&self.budget).filter(|(_, size)| size.bytes > Bytes(0));
+        if let Some((device, size)) = given.clone().find(|(device, size)| size.bytes > device.total) {
+            let message = format!("--budget gives {} of {}, which has {}", size.bytes, device.name, device.total);
+            return Err(Refusal::new(message, "a larger device is described by --vram, --gpu or --device"));
+        }
+        let devices = given.map(|(device, size)| prices::limited(device, size.bytes)).collect();
+        Ok(Machine { devices, ..machine })
     }
 
     /// A machine of which nothing else is known.
@@ -100,7 +123,7 @@ impl Described {
         let described = self.devices().and_then(|devices| Machine::new(devices, Host::default()));
         let mut machine = described.map_err(|error| Refusal::new(error.to_string(), ""))?;
         self.describe(&mut machine.host)?;
-        Ok(machine)
+        self.limited(machine)
     }
 }
 

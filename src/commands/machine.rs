@@ -30,8 +30,9 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        let Described { backend, .. } = self.described;
-        self.describes_devices() || self.described.describes_host() || backend.is_some() || self.margin.is_some()
+        let Described { backend, budget, .. } = &self.described;
+        let of_devices = backend.is_some() || !budget.is_empty() || self.margin.is_some();
+        self.describes_devices() || self.described.describes_host() || of_devices
     }
 
     /// Whether flags say which devices there are; else they are found here.
@@ -69,7 +70,7 @@ impl MachineArgs {
             None => self.described()?,
         };
         self.described.describe(&mut machine.host)?;
-        Ok(machine)
+        Ok(self.described.limited(machine)?)
     }
 
     /// From `--vram`, `--device` or `--backend cpu`; with none of them, what is found here.

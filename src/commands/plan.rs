@@ -15,6 +15,7 @@ use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
+use crate::plan::want::{self, Want};
 use crate::plan::{self, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
@@ -40,6 +41,15 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
+    /// The least budget, card, main memory and memory speed that give this: `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    ///
+    /// Several, repeated or in a list, are wanted together.
+    #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
+    pub want: Vec<Want>,
+    /// Show what one more card, the next larger card, faster and more main memory would give.
+    #[arg(long, help_heading = "Answer", conflicts_with_all = ["emit", "sweep", "rules"])]
+    pub upgrade: bool,
     /// Print only this, ready to use.
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
@@ -133,9 +143,25 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
+/// The least of each thing that gives what is wanted.
+fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
+    let Asked { model, path, what_if, machine, request } = asked;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let mut document = want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)))?;
+    document.model.what_if = what_if;
+    output.show(&document)?;
+    Ok(if document.is_reachable() { Outcome::Yes } else { Outcome::No })
+}
+
+/// What `--ram SIZE@KIND` says of main memory, GB/s.
+fn bandwidth(args: &PlanArgs) -> Option<f64> {
+    args.options.machine.described.ram?.bandwidth
+}
+
 /// A table of plans of several files, or of what several recipes would make.
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(args.emit.is_none() && args.sweep.is_empty(), "--emit and --sweep take one MODEL, and one recipe");
+    let is_alone = args.emit.is_none() && args.sweep.is_empty() && args.want.is_empty() && !args.upgrade;
+    anyhow::ensure!(is_alone, "--emit, --sweep, --want and --upgrade take one MODEL, and one recipe");
     let mut rows = Vec::new();
     for (at, Asked { model, path, what_if, machine, request }) in (0..).zip(all) {
         let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
@@ -186,8 +212,14 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if !args.sweep.is_empty() {
         return sweep(args, one, output);
     }
+    if !args.want.is_empty() {
+        return wanted(args, one, output);
+    }
     let Asked { model, path, what_if, machine, request } = one;
     let mut plan = plan::plan(&model, &path, &machine, &request)?;
+    if args.upgrade {
+        plan.upgrades = want::upgrades(&model, &machine, &request, bandwidth(args))?;
+    }
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;
     plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {

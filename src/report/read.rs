@@ -9,6 +9,7 @@ use crate::ask::check::Checks;
 use crate::inspection::{Inspection, Several};
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
+use crate::plan::want::Wanted;
 use crate::plan::{Checked, Plan};
 use crate::speed::samples::BenchRow;
 use crate::suggest::Refusal;
@@ -53,6 +54,7 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
                 "moeplan/plan/1" => shaped::<Plan>,
                 "moeplan/sweep/1" => shaped::<SweepDocument>,
                 "moeplan/plans/1" => shaped::<Plans>,
+                "moeplan/want/1" => shaped::<Wanted>,
                 "moeplan/measurement/1" => shaped::<Measurement>,
                 "moeplan/bench/1" => shaped::<Bench>,
                 "moeplan/validation/1" => shaped::<Validation>,

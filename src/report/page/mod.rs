@@ -27,6 +27,7 @@ mod speed;
 pub mod sweep;
 #[cfg(feature = "cli")]
 mod tune;
+mod want;
 
 use std::borrow::Cow;
 
