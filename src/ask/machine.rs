@@ -35,7 +35,7 @@ pub struct Described {
     pub gpu: Vec<String>,
     /// Use so much of each device, in order, whatever describes it: 12G,8G.
     ///
-    /// Exact sizes. A device keeps its speed; one that gets 0, or that has none, is left out.
+    /// Exact sizes; more than it has asks about a larger one of the same speed. A device that gets 0, or no size, is left out.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
     pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with what it is: 64G@ddr5-6000x2.
@@ -110,10 +110,6 @@ impl Described {
             return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
         }
         let given = machine.devices.iter().zip(&self.budget).filter(|(_, size)| size.bytes > Bytes(0));
-        if let Some((device, size)) = given.clone().find(|(device, size)| size.bytes > device.total) {
-            let message = format!("--budget gives {} of {}, which has {}", size.bytes, device.name, device.total);
-            return Err(Refusal::new(message, "a larger device is described by --vram, --gpu or --device"));
-        }
         let devices = given.map(|(device, size)| prices::limited(device, size.bytes)).collect();
         Ok(Machine { devices, ..machine })
     }

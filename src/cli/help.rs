@@ -17,6 +17,7 @@ const SHORT: &[(&str, &[&str])] = &[
     ("tune", &["vram", "ram", "ctx_size", "prompt", "generate", "depth", "minutes", "journal", "llama_server"]),
     ("validate", &["model", "results", "vram", "ram", "backend", "llama_server"]),
     ("rules check", &["vram", "ram", "ctx_size"]),
+    ("list", &["vram", "gpu", "ram", "machine"]),
     ("devices", &["calibrate", "known", "seconds", "from", "vram", "device", "ram", "backend"]),
 ];
 const PLAN: &[&str] = &[

@@ -47,6 +47,17 @@ pub struct PlanArgs {
     #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
     #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
     pub want: Vec<Want>,
+    /// Share the machine among the MODELs, which then stay loaded together.
+    ///
+    /// The slowest turn is made as fast as can be. --emit llama-swap or ini prints one file for all.
+    #[arg(long, help_heading = "Answer", conflicts_with_all = ["sweep", "rules", "upgrade", "want", "recipes"])]
+    pub together: bool,
+    /// With --together: how much each model counts; the largest of weight × slowdown is made small.
+    ///
+    /// A slowdown is the time of a turn by the time of one with the whole machine.
+    #[arg(long, help_heading = "Answer", value_name = "N,…", value_delimiter = ',', requires = "together")]
+    #[arg(value_parser = weight, hide_short_help = true)]
+    pub weights: Vec<f64>,
     /// Show what one more card, the next larger card, faster and more main memory would give.
     #[arg(long, help_heading = "Answer", conflicts_with_all = ["emit", "sweep", "rules"])]
     pub upgrade: bool,
@@ -158,6 +169,34 @@ fn bandwidth(args: &PlanArgs) -> Option<f64> {
     args.options.machine.described.ram?.bandwidth
 }
 
+/// A weight as it is typed.
+fn weight(text: &str) -> Result<f64, String> {
+    let weight = text.parse().ok().filter(|weight: &f64| weight.is_finite() && *weight > 0.0);
+    weight.ok_or_else(|| "write a number above 0, for example 2".to_string())
+}
+
+/// Plans for models that stay loaded together.
+fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
+    let (models, weights) = (all.len(), args.weights.len());
+    anyhow::ensure!(models > 1, "--together takes two MODELs or more");
+    anyhow::ensure!(weights == 0 || weights == models, "--weights has {weights} numbers for {models} models");
+    let machine = args.options.described_machine()?;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
+    let document = ask::together::together(&all, &machine, &args.weights, bandwidth(args))?;
+    match args.emit {
+        None => output.show(&document)?,
+        Some(form) => {
+            let plans: Vec<_> = all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
+            output.answer(&emit::together(&plans, form)?.0)?;
+            if form == emit::Form::Ini {
+                output.say(&format!("note: start it with {}", document.router));
+            }
+        }
+    }
+    Ok(if document.fits { Outcome::Yes } else { Outcome::No })
+}
+
 /// A table of plans of several files, or of what several recipes would make.
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
     let is_alone = args.emit.is_none() && args.sweep.is_empty() && args.want.is_empty() && !args.upgrade;
@@ -204,6 +243,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let mut all = Vec::new();
     for model in &args.models {
         all.extend(asked(model, args, output)?);
+    }
+    if args.together {
+        return together(args, all, output);
     }
     let one = match all.pop() {
         Some(one) if all.is_empty() => one,

@@ -13,6 +13,8 @@ mod split;
 #[doc(hidden)]
 pub mod sweep;
 #[doc(hidden)]
+pub mod together;
+#[doc(hidden)]
 pub mod want;
 
 use std::borrow::Cow;

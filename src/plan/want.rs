@@ -374,6 +374,7 @@ impl<'a> Asked<'a> {
             let budgets = || machine.devices.iter().map(|device| device.total);
             let flag = budgets().map(|budget| format!("{}M", budget.0 / MIB)).collect::<Vec<_>>().join(",");
             let label = budgets().map(|budget| budget.to_string()).collect::<Vec<_>>().join(" + ");
+            let label = format!("a budget of {label}");
             let value = budgets().sum::<Bytes>().0;
             self.plan(machine, vec!["--budget".into(), flag], value, label)
         })

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::page::Document;
 use super::page::compare::Source;
 use crate::ask::check::Checks;
+use crate::ask::together::Together;
 use crate::inspection::{Inspection, Several};
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
@@ -55,6 +56,7 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
                 "moeplan/sweep/1" => shaped::<SweepDocument>,
                 "moeplan/plans/1" => shaped::<Plans>,
                 "moeplan/want/1" => shaped::<Wanted>,
+                "moeplan/together/1" => shaped::<Together>,
                 "moeplan/measurement/1" => shaped::<Measurement>,
                 "moeplan/bench/1" => shaped::<Bench>,
                 "moeplan/validation/1" => shaped::<Validation>,

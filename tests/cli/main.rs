@@ -17,3 +17,4 @@ mod limits;
 mod remote;
 mod report;
 mod schema;
+mod want;

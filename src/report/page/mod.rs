@@ -21,10 +21,11 @@ mod measurement;
 mod memory;
 mod placement;
 pub mod plan;
-mod quants;
+pub mod quants;
 pub mod rules;
 mod speed;
 pub mod sweep;
+mod together;
 #[cfg(feature = "cli")]
 mod tune;
 mod want;

@@ -21,13 +21,12 @@ impl Document for Wanted {
             }
             _ => Block::Verdict(Verdict::Bad, format!("Neither this machine nor one change of it gives {wanted}.")),
         });
-        let found = self.changes().into_iter().flat_map(|(what, change)| {
-            change.answers.iter().map(move |answer| (format!("{what}: {}", answer.point.label), answer))
-        });
-        let rows: Vec<_> = std::iter::once(("as it is".to_string(), &self.now)).chain(found).collect();
+        let found = self.changes().into_iter().flat_map(|(_, change)| &change.answers);
+        let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
+        let rows: Vec<_> = rows.collect();
         page.push(answers("The least that gives it", "change", &rows));
         let reasons = self.changes().into_iter().filter_map(|(what, change)| Some((what, change.reason.as_ref()?)));
-        page.push(reasons.map(|(what, reason)| Block::Prose(format!("{what}: {reason}"))));
+        page.push(reasons.map(|(what, reason)| Block::Prose(format!("By {what}: {reason}."))));
         page.push(Block::Prose(format!("Predicted: {}", self.now.point.speed.basis)));
         page.detail(rows.iter().map(|(what, answer)| {
             let start = ["llama-server", "-m", &self.model.path];
