@@ -111,7 +111,7 @@ impl Described {
         }
         let given = machine.devices.iter().zip(&self.budget).filter(|(_, size)| size.bytes > Bytes(0));
         let devices = given.map(|(device, size)| prices::limited(device, size.bytes)).collect();
-        Ok(Machine { devices, ..machine })
+        Machine::new(devices, machine.host).map_err(|error| Refusal::new(error.to_string(), ""))
     }
 
     /// A machine of which nothing else is known.

@@ -27,12 +27,13 @@ const PLAN: &[&str] = &[
     "cpu",
     "ctx_size",
     "rules",
-    "strategy",
     "objective",
     "prompt",
     "generate",
     "explain",
     "sweep",
+    "want",
+    "together",
     "emit",
 ];
 /// Options of every command that `-h` shows.

@@ -41,9 +41,10 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
-    /// The least budget, card, main memory and memory speed that give this: `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    /// The least machine that gives this: `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
     ///
-    /// Several, repeated or in a list, are wanted together.
+    /// The least budget, card, main memory and memory speed, each with all else as it is. Several, repeated or in a list, are wanted
+    /// together.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
     #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
     pub want: Vec<Want>,
@@ -187,7 +188,8 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
     match args.emit {
         None => output.show(&document)?,
         Some(form) => {
-            let plans: Vec<_> = all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
+            let plans: Vec<_> =
+                all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
             output.answer(&emit::together(&plans, form)?.0)?;
             if form == emit::Form::Ini {
                 output.say(&format!("note: start it with {}", document.router));

@@ -150,7 +150,8 @@ pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<St
     let (kind, text) = if form == Form::LlamaSwap {
         (Kind::LlamaSwap, forms::swap_models(&named)?)
     } else {
-        let section = |(name, words): &(String, Vec<String>)| Ok(forms::preset(name, words)? + "load-on-startup = 1\n");
+        let section =
+            |(name, words): &(String, Vec<String>)| Ok(forms::preset(name, words)? + "load-on-startup = true\n");
         let sections = named.iter().map(section).collect::<Result<Vec<_>, Error>>()?;
         (Kind::Preset, sections.join("\n"))
     };

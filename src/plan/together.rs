@@ -178,10 +178,11 @@ impl Sharing<'_> {
     fn part(&self, at: usize, piece: Piece) -> Machine {
         let budgets = self.line.budgets(piece);
         let devices = self.machine.devices.iter().zip(budgets).filter(|(_, budget)| *budget > Bytes(0));
-        let devices = devices.map(|(device, budget)| limited(device, budget)).collect();
+        let devices: Vec<_> = devices.map(|(device, budget)| limited(device, budget)).collect();
         let mut host = self.machine.host.clone();
         host.ram = self.ram.as_ref().map(|ram| ram[at]).or(host.ram);
-        Machine { devices, host }
+        // Servers are numbered anew where one of them is left out.
+        Machine::new(devices.clone(), host.clone()).unwrap_or(Machine { devices, host })
     }
 
     fn plan(&self, at: usize, piece: Piece) -> Result<Candidate, Error> {

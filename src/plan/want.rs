@@ -98,19 +98,14 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What may change, by name.
-    pub fn changes(&self) -> [(&'static str, &Change); 4] {
-        [
-            ("budget", &self.budget),
-            ("card", &self.card),
-            ("main memory", &self.main_memory),
-            ("memory speed", &self.memory_speed),
-        ]
+    /// What may change.
+    pub fn changes(&self) -> [&Change; 4] {
+        [&self.budget, &self.card, &self.main_memory, &self.memory_speed]
     }
 
     /// Whether the machine, or one change of it, gives what is wanted.
     pub fn is_reachable(&self) -> bool {
-        self.reached || self.changes().iter().any(|(_, change)| !change.answers.is_empty())
+        self.reached || self.changes().iter().any(|change| !change.answers.is_empty())
     }
 }
 
@@ -316,12 +311,7 @@ impl<'a> Asked<'a> {
     }
 
     /// The least step from 1 on whose plan gives what is wanted: `first` steps, doubled as long as that helps, then bisection.
-    fn least(
-        &self,
-        what: &str,
-        first: u64,
-        mut at: impl FnMut(u64) -> Result<Answer, Error>,
-    ) -> Result<Change, Error> {
+    fn least(&self, what: &str, first: u64, mut at: impl FnMut(u64) -> Result<Answer, Error>) -> Result<Change, Error> {
         let (mut most, mut top) = (first, at(first)?);
         for _ in 0..DOUBLINGS {
             if self.is_reached(&top) {
@@ -335,7 +325,7 @@ impl<'a> Asked<'a> {
             (most, top) = (most * 2, next);
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("no {what} reaches it: {}", self.missing(&top))));
+            return Ok(Change::none(format!("No {what} reaches it: {}", self.missing(&top))));
         }
         Ok(Change { answers: vec![self.bisected((0, most), top, at)?], reason: None })
     }
@@ -361,7 +351,7 @@ impl<'a> Asked<'a> {
 
     fn budget(&self, machine: &Machine) -> Result<Change, Error> {
         let Some(largest) = machine.devices.iter().map(|device| device.total.0).max() else {
-            return Ok(Change::none("no device is described: --vram or --gpu describes one"));
+            return Ok(Change::none("No device is described: --vram or --gpu describes one"));
         };
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
         self.least("budget", of_model.0.div_ceil(STEP).max(16), |steps| {
@@ -404,7 +394,7 @@ impl<'a> Asked<'a> {
             top = at(range.1)?;
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("no memory speed reaches it: {}", self.missing(&top))));
+            return Ok(Change::none(format!("No memory speed reaches it: {}", self.missing(&top))));
         }
         let least = self.bisected(range, top, at)?;
         let enough = host_rates(&least.machine.host).memory;
@@ -442,7 +432,7 @@ impl<'a> Asked<'a> {
                 break;
             }
         }
-        let none = || format!("no card that is known reaches it alone: {}", last.unwrap_or_default());
+        let none = || format!("No card that is known reaches it alone: {}", last.unwrap_or_default());
         let reason = answers.is_empty().then(none);
         Change { answers, reason }
     }
@@ -481,9 +471,12 @@ fn cards(like: Option<&Device>) -> Vec<Candidate> {
             let name = card.words.to_uppercase();
             let name = if at == 0 { name } else { format!("{name}={}G", sold.gb) };
             let mut flags = vec!["--gpu".to_string(), name.clone()];
-            flags.extend(backend.and_then(Backend::device_prefix).into_iter().flat_map(|prefix| {
-                ["--backend".to_string(), prefix.to_ascii_lowercase()]
-            }));
+            flags.extend(
+                backend
+                    .and_then(Backend::device_prefix)
+                    .into_iter()
+                    .flat_map(|prefix| ["--backend".to_string(), prefix.to_ascii_lowercase()]),
+            );
             let device = Device::of_cards(&[name], backend).ok().and_then(|devices| devices.into_iter().next());
             found.extend(device.map(|device| Candidate { card, sold, device, flags }));
         }
@@ -499,10 +492,8 @@ fn flags_of(devices: &[Device]) -> Vec<String> {
         Some(gb) => format!("{gb}G"),
         None => format!("{}M", device.total.0 / MIB),
     };
-    let names: Option<Vec<String>> = devices
-        .iter()
-        .map(|device| Some(format!("{}={}", device.description.as_ref()?, size(device))))
-        .collect();
+    let names: Option<Vec<String>> =
+        devices.iter().map(|device| Some(format!("{}={}", device.description.as_ref()?, size(device)))).collect();
     let is_one_kind = devices.iter().all(|device| Some(device.backend) == devices.first().map(|first| first.backend));
     match names {
         Some(names) => vec!["--gpu".into(), names.join(",")],

@@ -12,13 +12,16 @@ use crate::support::schemas;
 fn moeplan(folder: &Path, words: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
     command.args(words).current_dir(folder).env("CUDA_VISIBLE_DEVICES", "").env("HOME", folder);
+    command.env("LLAMA_CACHE", folder).env("HF_HOME", folder.join("none")).env_remove("XDG_CACHE_HOME");
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 fn document(folder: &Path, words: &[&str]) -> (i32, Value) {
-    let (code, text, said) = moeplan(folder, &[words, &["--json"]].concat());
+    // What follows a command that is checked would be part of it.
+    let (first, rest) = words.split_at(1);
+    let (code, text, said) = moeplan(folder, &[first, &["--json"], rest].concat());
     let document = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {said}"));
     schemas::assert_valid(&document);
     (code, document)
@@ -34,7 +37,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 const MACHINE: [(&str, &str); 4] =
-    [("--gpu", "RTX 4090=2600M"), ("--ram", "16G@64"), ("--cores", "16"), ("--margin", "256M")];
+    [("--gpu", "RTX 4090=4000M"), ("--ram", "16G@64"), ("--cores", "16"), ("--margin", "256M")];
 
 /// The machine's flags, of which an answer's own replace those that say the same.
 fn with<'a>(own: &[&'a str]) -> Vec<&'a str> {
@@ -49,8 +52,9 @@ fn texts(value: &Value) -> Vec<&str> {
 #[test]
 fn every_answer_asked_for_directly_is_the_same_plan() {
     let folder = folder();
-    let plan = |model: &'static str, own: &[&str]| document(folder.path(), &[&["plan", model][..], &with(own)].concat());
-    let (code, wanted) = plan("b.gguf", &["--want", "tg=30,ctx=16k"]);
+    let plan =
+        |model: &'static str, own: &[&str]| document(folder.path(), &[&["plan", model][..], &with(own)].concat());
+    let (code, wanted) = plan("b.gguf", &["--want", "tg=150,ctx=16k"]);
     assert_eq!(code, 0, "{wanted}");
     let changes = ["budget", "card", "main_memory", "memory_speed"].map(|what| &wanted[what]);
     let mut answers: Vec<&Value> = changes.iter().flat_map(|change| change["answers"].as_array().unwrap()).collect();
@@ -84,7 +88,7 @@ fn models_together_are_plans_with_budgets_and_files_that_give_them() {
         let (code, text, _) = moeplan(folder.path(), &line(&["--emit", form]));
         assert_eq!((code, Some(text.trim())), (0, together[form.replace('-', "_")].as_str().map(str::trim)));
         std::fs::write(folder.path().join(file), text).unwrap();
-        let checked = ["check", "--vram", "2600M", "--ram", "64G", file];
+        let checked = ["check", "--vram", "4000M", "--ram", "64G", file];
         let (_, checks) = document(folder.path(), &checked);
         let checks = checks["checks"].as_array().unwrap();
         assert_eq!(checks.len(), 2);
@@ -94,9 +98,12 @@ fn models_together_are_plans_with_budgets_and_files_that_give_them() {
         }
     }
     let swap = std::fs::read_to_string(folder.path().join("swap.yaml")).unwrap();
-    assert!(swap.contains("groups:\n  together:\n    swap: false\n    exclusive: true\n    members:\n    - a\n    - b\n"), "{swap}");
+    assert!(
+        swap.contains("groups:\n  together:\n    swap: false\n    exclusive: true\n    members:\n    - a\n    - b\n"),
+        "{swap}"
+    );
     let ini = std::fs::read_to_string(folder.path().join("models.ini")).unwrap();
-    assert_eq!(ini.matches("load-on-startup = 1").count(), 2);
+    assert_eq!(ini.matches("load-on-startup = true").count(), 2);
 }
 
 #[test]
@@ -108,10 +115,34 @@ fn what_cannot_be_asked_says_why() {
         (&["plan", "a.gguf", "--together"], "two MODELs or more"),
         (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1"], "1 numbers for 2 models"),
         (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1,-1"], "above 0"),
-        (&["plan", "a.gguf", "b.gguf", "--together", "--vram", "3G", "--emit", "env"], "--emit llama-swap or --emit ini"),
+        (
+            &["plan", "a.gguf", "b.gguf", "--together", "--vram", "3G", "--emit", "env"],
+            "--emit llama-swap or --emit ini",
+        ),
         (&["plan", "a.gguf", "--vram", "3000M", "--budget", "1G,1G"], "2 sizes, but there are 1 devices"),
     ] {
         let (code, _, said) = moeplan(folder.path(), words);
         assert!(code == 2 && said.contains(expected), "{words:?}: {code} {said}");
     }
+}
+
+#[test]
+fn models_here_are_ranked_by_what_a_machine_makes_of_them() {
+    let folder = folder();
+    std::fs::copy(folder.path().join("b.gguf"), folder.path().join("0.gguf")).unwrap();
+    std::fs::write(folder.path().join("1.gguf"), "GGUF").unwrap();
+    let ranked = |machine: &[&str]| document(folder.path(), &[&["list"], machine].concat());
+    let names = |list: &Value| -> Vec<String> {
+        list["models"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_string()).collect()
+    };
+    let (code, list) = ranked(&with(&[]));
+    assert_eq!((code, names(&list)), (0, ["a", "0", "b", "1"].map(str::to_string).to_vec()));
+    let rows = list["models"].as_array().unwrap();
+    assert!(rows[..3].iter().all(|row| row["fits"]["auto"]["fits"] == true) && rows[3]["error"].is_string());
+    let (code, plain) = ranked(&[]);
+    assert_eq!((code, names(&plain)), (0, ["0", "1", "a", "b"].map(str::to_string).to_vec()));
+    assert!(plain["machine"].is_null() && plain["models"][0]["fits"].is_null());
+    assert_eq!(ranked(&["--vram", "1M", "--ram", "1G"]).0, 1);
+    let (_, text, _) = moeplan(folder.path(), &[&["list"][..], &with(&[])].concat());
+    assert!(text.contains("all on device") && text.contains("Predicted, prompt"), "{text}");
 }

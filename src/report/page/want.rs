@@ -16,17 +16,18 @@ impl Document for Wanted {
         page.push(match (self.reached, self.is_reachable()) {
             (true, _) => Block::Verdict(Verdict::Good, format!("This machine gives {wanted}.")),
             (_, true) => {
-                let text = format!("This machine does not give {wanted}; each change below does, with all else as it is.");
+                let text =
+                    format!("This machine does not give {wanted}; each change below does, with all else as it is.");
                 Block::Verdict(Verdict::Caution, text)
             }
             _ => Block::Verdict(Verdict::Bad, format!("Neither this machine nor one change of it gives {wanted}.")),
         });
-        let found = self.changes().into_iter().flat_map(|(_, change)| &change.answers);
+        let found = self.changes().into_iter().flat_map(|change| &change.answers);
         let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
         let rows: Vec<_> = rows.collect();
         page.push(answers("The least that gives it", "change", &rows));
-        let reasons = self.changes().into_iter().filter_map(|(what, change)| Some((what, change.reason.as_ref()?)));
-        page.push(reasons.map(|(what, reason)| Block::Prose(format!("By {what}: {reason}."))));
+        let reasons = self.changes().into_iter().filter_map(|change| change.reason.as_ref());
+        page.push(reasons.map(|reason| Block::Prose(format!("{reason}."))));
         page.push(Block::Prose(format!("Predicted: {}", self.now.point.speed.basis)));
         page.detail(rows.iter().map(|(what, answer)| {
             let start = ["llama-server", "-m", &self.model.path];
