@@ -41,7 +41,7 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
-    /// The least machine that gives this: `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    /// The least machine that gives `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
     ///
     /// The least budget, card, main memory and memory speed, each with all else as it is. Several, repeated or in a list, are wanted
     /// together.

@@ -35,10 +35,12 @@ pub struct Share {
 
 /// Borders are tried in steps of so much.
 const STEP: u64 = 64 * MIB;
+/// The same while orders are compared.
+const COARSE: u64 = 16 * STEP;
 /// What is left over goes to the faster ones as long as it costs the slowest no more than this share.
 const SLACK: f64 = 0.005;
 /// Rounds over all borders; the first nearly settles them.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 /// All orders of so many models are tried where there are several devices.
 const ORDERED: usize = 3;
 
@@ -62,7 +64,6 @@ impl Cost {
 /// Without weights the slowest is made as fast as can be: its cost is that of the request's objective, seconds of a turn. With weights
 /// the largest of weight × cost ÷ cost alone is made small.
 pub fn shares(members: &[Member<'_>], machine: &Machine) -> Result<Vec<Share>, Error> {
-    let line = Line::new(machine);
     let alone = members.iter().map(|member| {
         let problem = member.request.problem(member.model, machine);
         super::solve_with(&problem)
@@ -74,13 +75,16 @@ pub fn shares(members: &[Member<'_>], machine: &Machine) -> Result<Vec<Share>, E
     let mut sharing = Sharing {
         members,
         machine,
-        line,
+        line: Line::new(machine, COARSE),
         alone: members.iter().zip(&alone).map(cost).collect(),
         ram: portions(machine, &alone.iter().map(|alone| needs(alone, machine)).collect::<Vec<_>>()),
         known: RefCell::default(),
         computes: members.iter().map(|_| Computes::default()).collect(),
     };
-    let mut best = sharing.best()?;
+    let order = sharing.order()?;
+    sharing.line = Line::new(machine, STEP);
+    sharing.known.borrow_mut().clear();
+    let mut best = sharing.settled(order, ROUNDS)?;
     // Main memory by what is really on the host then.
     let used = (0..members.len()).map(|at| Ok(needs(&sharing.plan(at, best.pieces[at])?, machine)));
     let ram = portions(machine, &used.collect::<Result<Vec<_>, Error>>()?);
@@ -127,10 +131,12 @@ struct Line {
     /// Where each device begins, and how much of it there is, in bytes.
     devices: Vec<(u64, u64)>,
     steps: u64,
+    /// Bytes of one.
+    step: u64,
 }
 
 impl Line {
-    fn new(machine: &Machine) -> Self {
+    fn new(machine: &Machine, step: u64) -> Self {
         let mut start = 0;
         let device = |total: u64| {
             let at = start;
@@ -138,12 +144,12 @@ impl Line {
             (at, total)
         };
         let devices: Vec<_> = machine.devices.iter().map(|device| device.total.0).map(device).collect();
-        Self { devices, steps: start.div_ceil(STEP) }
+        Self { devices, steps: start.div_ceil(step), step }
     }
 
     /// How much of each device is in a piece, in whole MiB.
     fn budgets(&self, (from, to): Piece) -> Vec<Bytes> {
-        let (from, to) = (from * STEP, to * STEP);
+        let (from, to) = (from * self.step, to * self.step);
         let of = |(start, total): &(u64, u64)| {
             let (first, last) = (from.max(*start), to.min(start + total));
             Bytes(last.saturating_sub(first) / MIB * MIB)
@@ -203,29 +209,24 @@ impl Sharing<'_> {
         Ok(cost)
     }
 
-    /// The best split over the orders that are tried: one where there is one device.
-    fn best(&self) -> Result<Split, Error> {
+    /// The best order, as far as wide steps tell; on one device all are the same.
+    fn order(&self) -> Result<Vec<usize>, Error> {
         let count = self.members.len();
-        let mut orders = vec![(0..count).collect::<Vec<_>>()];
-        if self.machine.devices.len() > 1 && count <= ORDERED {
-            orders = permutations(count);
+        if self.machine.devices.len() < 2 || count > ORDERED {
+            return Ok((0..count).collect());
         }
-        let mut best: Option<Split> = None;
-        for order in orders {
-            let split = self.settled(order)?;
-            if best.as_ref().is_none_or(|known| split.costs < known.costs) {
-                best = Some(split);
-            }
-        }
-        best.ok_or_else(|| Error::Refused(crate::suggest::Refusal::new("no model", "")))
+        let splits = permutations(count).into_iter().map(|order| self.settled(order, 1));
+        let splits: Vec<Split> = splits.collect::<Result<_, Error>>()?;
+        let better = |best: Split, other: Split| if other.costs < best.costs { other } else { best };
+        Ok(splits.into_iter().reduce(better).map(|best| best.order).unwrap_or_default())
     }
 
-    /// Borders moved until none moves any more.
-    fn settled(&self, order: Vec<usize>) -> Result<Split, Error> {
+    /// Borders moved until none moves any more, in so many rounds at most.
+    fn settled(&self, order: Vec<usize>, rounds: usize) -> Result<Split, Error> {
         let count = u64::try_from(order.len()).unwrap_or(1);
         let mut borders: Vec<u64> = (0..=count).map(|at| self.line.steps * at / count).collect();
         // Without devices there is no border.
-        for _ in 0..if self.line.steps < count { 0 } else { ROUNDS } {
+        for _ in 0..if self.line.steps < count { 0 } else { rounds } {
             let before = borders.clone();
             for at in 1..order.len() {
                 borders[at] = self.border([order[at - 1], order[at]], (borders[at - 1], borders[at + 1]))?;
