@@ -547,6 +547,14 @@ impl Device {
         Self { sold_as: size.sold_as.filter(|_| offer.is_some()), ..Self::new(name, backend, total) }
     }
 
+    /// One more device like it beside those of `machine`; `None` for one of another computer, and where its memory is main memory.
+    pub fn next_of_its_kind(&self, machine: &Machine) -> Option<Self> {
+        let is_card = self.backend != Backend::Rpc && !machine.is_shared(self);
+        let at = machine.devices.iter().filter(|other| other.backend == self.backend).count();
+        let name = self.backend.device_name(at).filter(|name| is_card && *name != self.name)?;
+        Some(Self { buffer: name.clone(), name, ..self.clone() })
+    }
+
     /// What is to be left free of it: what was measured calls for, else [`MARGIN_UNCALIBRATED`].
     pub fn margin(&self) -> Bytes {
         self.calibration.as_ref().map_or(MARGIN_UNCALIBRATED, |known| known.margin)
@@ -642,6 +650,14 @@ pub struct Host {
     /// What it does in a second, as far as that is known; the rest by its processor, else by its cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<HostRates>,
+}
+
+impl Host {
+    /// Says that main memory is read at so many GB/s; a calibration keeps what it knows of the threads.
+    pub fn set_memory(&mut self, rate: f64) {
+        let given = HostRates::of_memory(rate);
+        self.rates = Some(HostRates { memory: rate, ..self.rates.take().unwrap_or(given) });
+    }
 }
 
 /// A rate that is not given: the table's counts.

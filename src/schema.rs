@@ -36,6 +36,8 @@ fn schemas() -> BTreeMap<String, Value> {
         schema::<plan::Plan>("plan/1"),
         schema::<plan::sweep::SweepDocument>("sweep/1"),
         schema::<plan::sweep::Plans>("plans/1"),
+        schema::<plan::want::Wanted>("want/1"),
+        schema::<ask::together::Together>("together/1"),
         schema::<plan::rule_file::RulesCheck>("rules/1"),
         schema::<report::page::rules::RuleSets<'_>>("rule-sets/1"),
         schema::<emit::embedded::Parameters>("embedded/1"),

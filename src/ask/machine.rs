@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
+use crate::bytes::Bytes;
 use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Error, Host, HostRates, Machine, Ram};
-use crate::speed::table;
+use crate::machine::{Backend, Device, DeviceSize, Error, Host, Machine, Ram};
+use crate::speed::{prices, table};
 use crate::suggest::{Hint as _, Refusal};
 
 /// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
@@ -34,6 +35,11 @@ pub struct Described {
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])
     )]
     pub gpu: Vec<String>,
+    /// Use so much of each device, in order, whatever describes it: 12G,8G.
+    ///
+    /// Exact sizes; more than it has asks about a larger one of the same speed. A device that gets 0, or no size, is left out.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
+    pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
@@ -96,11 +102,24 @@ impl Described {
             if !(bandwidth.is_finite() && bandwidth > 0.0) {
                 return Err(Refusal::new(format!("a memory bandwidth of {bandwidth}"), "write GB/s, for example 96"));
             }
-            let given = HostRates::of_memory(table::memory(bandwidth));
-            // A calibration keeps what it knows of the threads.
-            host.rates = Some(HostRates { memory: given.memory, ..host.rates.take().unwrap_or(given) });
+            host.set_memory(table::memory(bandwidth));
         }
         Ok(())
+    }
+
+    /// `machine` with what `--budget` gives of its devices.
+    pub fn limited(&self, machine: Machine) -> Result<Machine, Refusal> {
+        if self.budget.is_empty() {
+            return Ok(machine);
+        }
+        let (asked, known) = (self.budget.len(), machine.devices.len());
+        if asked > known {
+            let message = format!("--budget has {asked} sizes, but there are {known} devices");
+            return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
+        }
+        let given = machine.devices.iter().zip(&self.budget).filter(|(_, size)| size.bytes > Bytes(0));
+        let devices = given.map(|(device, size)| prices::limited(device, size.bytes)).collect();
+        Machine::new(devices, machine.host).map_err(|error| Refusal::new(error.to_string(), ""))
     }
 
     /// A machine of which nothing else is known.
@@ -109,6 +128,6 @@ impl Described {
         let refusal = |error: Error| Refusal::new(error.to_string(), error.hint().unwrap_or_default());
         let mut machine = described.map_err(refusal)?;
         self.describe(&mut machine.host)?;
-        Ok(machine)
+        self.limited(machine)
     }
 }

@@ -8,6 +8,7 @@ pub mod known;
 pub mod machine;
 pub mod options;
 pub mod quants;
+pub mod together;
 
 use std::borrow::Cow;
 use std::error::Error;

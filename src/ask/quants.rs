@@ -87,12 +87,12 @@ impl Quants {
     }
 }
 
-/// What a header says about a machine.
-pub fn judge(gguf: Gguf, repo: &str, machine: &Machine, margin: Bytes) -> Result<Fits, plan::Error> {
+/// What a header says about a machine; `path` is what the model is called.
+pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes) -> Result<Fits, plan::Error> {
     let model = Model::from_gguf(gguf)?;
     let plan = |strategy| {
         let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
-        plan::plan(&model, &format!("hf:{repo}"), machine, &request)
+        plan::plan(&model, path, machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {
         fits: plan.check.fits(),

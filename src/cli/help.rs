@@ -17,6 +17,7 @@ const SHORT: &[(&str, &[&str])] = &[
     ("tune", &["vram", "ram", "ctx_size", "prompt", "generate", "depth", "minutes", "journal", "llama_server"]),
     ("validate", &["model", "results", "vram", "ram", "backend", "llama_server"]),
     ("rules check", &["vram", "ram", "ctx_size"]),
+    ("list", &["vram", "gpu", "ram", "machine"]),
     ("devices", &["calibrate", "known", "seconds", "from", "vram", "device", "ram", "backend"]),
 ];
 const PLAN: &[&str] = &[
@@ -26,12 +27,13 @@ const PLAN: &[&str] = &[
     "cpu",
     "ctx_size",
     "rules",
-    "strategy",
     "objective",
     "prompt",
     "generate",
     "explain",
     "sweep",
+    "want",
+    "together",
     "emit",
 ];
 /// Options of every command that `-h` shows.

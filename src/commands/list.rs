@@ -2,17 +2,21 @@
 
 use serde::Serialize;
 
+use super::machine::MachineArgs;
 use super::{Outcome, Output};
+use crate::ask::quants::{self, Fits};
 use crate::gguf::source::local::{LocalModel, Surroundings};
 use crate::gguf::{self, Value};
+use crate::machine::Machine;
 use crate::number::counted;
-use crate::report::page::{Block, Document, Page};
+use crate::report::page::{self, Block, Document, Page};
 use crate::report::table::{Table, row};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan list
   moeplan list qwen --json
+  moeplan list --vram 24G                what a card makes of each, the fastest first
 Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE,
 HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS).
 A name, or a part that only one name contains, works as MODEL everywhere.")]
@@ -20,12 +24,19 @@ pub struct Args {
     /// Only models whose name contains this (case-insensitive).
     #[arg(value_name = "NAME")]
     name: Option<String>,
+    /// Say what this machine makes of each, the fastest first.
+    #[command(flatten)]
+    machine: MachineArgs,
 }
 
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct List {
     schema: &'static str,
+    /// The machine that they are ranked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine: Option<Machine>,
+    /// By source and name; for a machine those that fit first, by the time of their turn.
     models: Vec<Row>,
 }
 
@@ -36,6 +47,9 @@ struct Row {
     model: LocalModel,
     /// `general.architecture`; `null` where the header cannot be read.
     architecture: Option<String>,
+    /// Whether it fits the machine, where one is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fits: Option<Fits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -52,30 +66,52 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             ));
         }
     }
+    let machine = args.machine.is_given().then(|| args.machine.machine()).transpose()?;
     let models = models.into_iter().map(|model| {
-        let (architecture, error) = match gguf::open(&model.path) {
-            Ok(opened) => match opened.header.metadata.get("general.architecture") {
-                Some(Value::String(name)) => (Some(name.clone()), None),
-                _ => (None, None),
-            },
-            Err(error) => (None, Some(error.at.message)),
-        };
-        Row { model, architecture, error }
+        let mut row = Row { model, architecture: None, fits: None, error: None };
+        match gguf::open(&row.model.path) {
+            Ok(opened) => {
+                let name = opened.header.metadata.get("general.architecture").and_then(Value::as_str);
+                row.architecture = name.map(str::to_string);
+                let judge = |machine| quants::judge(opened, &row.model.name, machine, args.machine.margin(machine));
+                match machine.as_ref().map(judge).transpose() {
+                    Ok(fits) => row.fits = fits,
+                    Err(error) => row.error = Some(error.to_string()),
+                }
+            }
+            Err(error) => row.error = Some(error.at.message),
+        }
+        row
     });
-    output.show(&List { schema: "moeplan/list/1", models: models.collect() })?;
-    Ok(Outcome::Yes)
+    let mut models: Vec<Row> = models.collect();
+    if machine.is_some() {
+        let turn = |row: &Row| row.fits.as_ref()?.turn_seconds;
+        models.sort_by(|a, b| turn(a).unwrap_or(f64::INFINITY).total_cmp(&turn(b).unwrap_or(f64::INFINITY)));
+    }
+    let document = List { schema: "moeplan/list/1", machine, models };
+    output.show(&document)?;
+    let any = document.models.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
+    Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
 }
 
 impl Document for List {
     fn pages(&self) -> Vec<Page> {
         let title = "Models in the caches of llama.cpp, Hugging Face, LM Studio and ollama";
         let mut page = Page::new("Models", title, counted(self.models.len() as u64, "model"));
-        let rows = self.models.iter().map(|Row { model, architecture, error }| {
-            let unread = error.as_ref().map_or("-".to_string(), |error| format!("({error})"));
+        let machine = self.machine.as_ref();
+        let rows = self.models.iter().map(|Row { model, architecture, fits, error }| {
+            // Beside what a machine makes of it the error stands there.
+            let said = error.as_ref().filter(|_| machine.is_none());
+            let unread = said.map_or("-".to_string(), |error| format!("({error})"));
             let architecture = architecture.as_ref().unwrap_or(&unread);
-            row![model.name, model.source, architecture, model.bytes, model.path.display()]
+            let judged = machine.map(|_| page::quants::verdicts(fits.as_ref(), error.as_ref())).unwrap_or_default();
+            let start = row![model.name, model.source, architecture, model.bytes];
+            start.into_iter().chain(judged).chain([model.path.display().to_string()])
         });
-        page.push(Block::table("", Table::rows_of("name|source|architecture|>size|path", rows)));
+        let columns = format!("name|source|architecture|>size|{}path", page::quants::columns(machine));
+        page.push(Block::table("", Table::rows_of(&columns, rows)));
+        page.push(machine.iter().flat_map(|machine| machine.budget_notes()).map(Block::Prose));
+        page.push(page::quants::predicted(self.models.iter().filter_map(|row| row.fits.as_ref())));
         vec![page]
     }
 }

@@ -31,8 +31,9 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Whether any flag says what the machine is.
     pub fn is_given(&self) -> bool {
-        let Described { backend, .. } = self.described;
-        self.describes_devices() || self.described.describes_host() || backend.is_some() || self.margin.is_some()
+        let Described { backend, budget, .. } = &self.described;
+        let of_devices = backend.is_some() || !budget.is_empty() || self.margin.is_some();
+        self.describes_devices() || self.described.describes_host() || of_devices
     }
 
     /// Whether flags say which devices there are; else they are found here.
@@ -70,6 +71,7 @@ impl MachineArgs {
             None => self.described()?,
         };
         self.described.describe(&mut machine.host)?;
+        let machine = self.described.limited(machine)?;
         if let Some(margin) = self.margin
             && let Some(device) = machine.devices.iter().find(|device| device.total <= margin)
         {

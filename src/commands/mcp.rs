@@ -207,7 +207,7 @@ fn shown(document: &(impl Serialize + Document)) -> anyhow::Result<Answer> {
 /// Answers line by line, until standard input ends.
 pub fn run(output: &Output) -> anyhow::Result<Outcome> {
     anyhow::ensure!(output.file().is_none(), "`mcp` answers on standard output: leave -o out");
-    let output = Output::new(Global { format: Format::Json, ..output.global.clone() });
+    let output = Output::new(Global { format: Some(Format::Json), ..output.global.clone() });
     let mut input = std::io::stdin().lock();
     loop {
         let mut line = Vec::new();

@@ -16,6 +16,7 @@ use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
+use crate::plan::want::{self, Want};
 use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
@@ -41,6 +42,27 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
+    /// The least machine that gives `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    ///
+    /// The least budget, card, main memory and memory speed, each with all else as it is. Several, repeated or in a list, are wanted
+    /// together.
+    #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
+    pub want: Vec<Want>,
+    /// Share the machine among the MODELs, which then stay loaded together.
+    ///
+    /// The slowest turn is made as fast as can be. --emit llama-swap or ini prints one file for all.
+    #[arg(long, help_heading = "Answer", conflicts_with_all = ["sweep", "rules", "upgrade", "want", "recipes"])]
+    pub together: bool,
+    /// With --together: how much each model counts; the largest of weight × slowdown is made small.
+    ///
+    /// A slowdown is the time of a turn by the time of one with the whole machine.
+    #[arg(long, help_heading = "Answer", value_name = "N,…", value_delimiter = ',', requires = "together")]
+    #[arg(value_parser = weight, hide_short_help = true)]
+    pub weights: Vec<f64>,
+    /// Show what one more card, the next larger card, faster and more main memory would give.
+    #[arg(long, help_heading = "Answer", conflicts_with_all = ["emit", "sweep", "rules"])]
+    pub upgrade: bool,
     /// Print only this, ready to use.
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
@@ -157,9 +179,54 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
 }
 
+/// The least of each thing that gives what is wanted.
+fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
+    let Asked { model, path, what_if, machine, request } = asked;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let mut document = want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)))?;
+    document.model.what_if = what_if;
+    output.show(&document)?;
+    Ok(if document.is_reachable() { Outcome::Yes } else { Outcome::No })
+}
+
+/// What `--ram SIZE@KIND` says of main memory, GB/s.
+fn bandwidth(args: &PlanArgs) -> Option<f64> {
+    args.options.machine.described.ram?.bandwidth
+}
+
+/// A weight as it is typed.
+fn weight(text: &str) -> Result<f64, String> {
+    let weight = text.parse().ok().filter(|weight: &f64| weight.is_finite() && *weight > 0.0);
+    weight.ok_or_else(|| "write a number above 0, for example 2".to_string())
+}
+
+/// Plans for models that stay loaded together.
+fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
+    let (models, weights) = (all.len(), args.weights.len());
+    anyhow::ensure!(models > 1, "--together takes two MODELs or more");
+    anyhow::ensure!(weights == 0 || weights == models, "--weights has {weights} numbers for {models} models");
+    let machine = args.options.described_machine()?;
+    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
+    let document = ask::together::together(&all, &machine, &args.weights, bandwidth(args))?;
+    match args.emit {
+        None => output.show(&document)?,
+        Some(form) => {
+            let plans: Vec<_> =
+                all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
+            output.answer(&emit::together(&plans, form)?.0)?;
+            if form == emit::Form::Ini {
+                output.say(&format!("note: start it with {}", document.router));
+            }
+        }
+    }
+    Ok(if document.fits { Outcome::Yes } else { Outcome::No })
+}
+
 /// A table of plans of several files, or of what several recipes would make.
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
-    anyhow::ensure!(args.emit.is_none() && args.sweep.is_empty(), "--emit and --sweep take one MODEL, and one recipe");
+    let is_alone = args.emit.is_none() && args.sweep.is_empty() && args.want.is_empty() && !args.upgrade;
+    anyhow::ensure!(is_alone, "--emit, --sweep, --want and --upgrade take one MODEL, and one recipe");
     let mut rows = Vec::new();
     for (at, Asked { model, path, what_if, machine, request }) in (0..).zip(all) {
         let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
@@ -204,6 +271,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     for model in &args.models {
         all.extend(asked(model, &args.options, &args.words, &args.what_if, output)?);
     }
+    if args.together {
+        return together(args, all, output);
+    }
     let one = match all.pop() {
         Some(one) if all.is_empty() => one,
         last => return compare(args, all.into_iter().chain(last).collect(), output),
@@ -211,13 +281,19 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if !args.sweep.is_empty() {
         return sweep(args, one, output);
     }
+    if !args.want.is_empty() {
+        return wanted(args, one, output);
+    }
     let described = &args.options.machine;
     let assumed = described.assumed(&one.machine).filter(|_| described.describes_devices() && args.emit.is_none());
     if let Some(note) = assumed {
         output.say(&note);
     }
-    let plan = one.plan()?;
-    let Asked { model, request, .. } = one;
+    let mut plan = one.plan()?;
+    let Asked { model, machine, request, .. } = one;
+    if args.upgrade {
+        plan.upgrades = want::upgrades(&model, &machine, &request, bandwidth(args))?;
+    }
     match (args.emit, output.format()) {
         (Some(form), _) => {
             let wish =

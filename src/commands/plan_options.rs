@@ -183,6 +183,7 @@ impl PlanOptions {
             ("--vram", !machine.vram.is_empty()),
             ("--device", !machine.device.is_empty()),
             ("--gpu", !machine.gpu.is_empty()),
+            ("--budget", !machine.budget.is_empty()),
             ("--ram", machine.ram.is_some()),
             ("--memory-bandwidth", machine.memory_bandwidth.is_some()),
             ("--cpu", machine.cpu.is_some()),

@@ -16,7 +16,7 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
         let judge = |quant| {
             let (margin, machine) = machine.as_ref()?;
             let opened = client.open_quant_beside(repo, quant, first.first()).map_err(anyhow::Error::from);
-            Some(opened.and_then(|gguf| Ok(quants::judge(gguf, repo, machine, *margin)?)))
+            Some(opened.and_then(|gguf| Ok(quants::judge(gguf, &format!("hf:{repo}"), machine, *margin)?)))
         };
         let mut rows = Vec::with_capacity(quants.len());
         for some in [first].into_iter().chain(rest.chunks(PARALLEL)) {

@@ -179,6 +179,16 @@ const PORT: [&str; 2] = ["--port", "${PORT}"];
 #[derive(Debug, Serialize, Deserialize)]
 struct SwapConfig {
     models: BTreeMap<String, SwapEntry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<String, SwapGroup>,
+}
+
+/// Models that stay loaded side by side (`swap`); before they are, those of other groups are unloaded (`exclusive`).
+#[derive(Debug, Serialize, Deserialize)]
+struct SwapGroup {
+    swap: bool,
+    exclusive: bool,
+    members: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,17 +196,23 @@ struct SwapEntry {
     cmd: String,
 }
 
-/// The configuration with this one model, `models.NAME.cmd`, the port left to llama-swap, which takes a command apart as a POSIX
-/// shell does, after putting macros (`${…}`) in; lines are joined.
-pub(super) fn swap_model(name: &str, command: &[String]) -> Result<String, Error> {
-    if let Some(word) = command.iter().find(|word| word.contains("${")) {
-        return refuse(word, "holds `${`", "llama-swap's configuration (it would be a macro)", "rename the file");
+/// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which takes a command apart as a POSIX
+/// shell does, after putting macros (`${…}`) in; lines are joined. Several are a group that stays loaded.
+pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Error> {
+    let mut models = BTreeMap::new();
+    for (name, command) in named {
+        if let Some(word) = command.iter().find(|word| word.contains("${")) {
+            return refuse(word, "holds `${`", "llama-swap's configuration (it would be a macro)", "rename the file");
+        }
+        let (program, args) = command.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+        let first = format!("{} {}", quote(program), PORT.join(" "));
+        let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
+        models.insert(name.clone(), SwapEntry { cmd: lines.join("\n") + "\n" });
     }
-    let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
-    let first = format!("{} {}", quote(program), PORT.join(" "));
-    let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
-    let models = BTreeMap::from([(name.to_string(), SwapEntry { cmd: lines.join("\n") + "\n" })]);
-    serde_yaml::to_string(&SwapConfig { models })
+    let members: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
+    let group = (members.len() > 1).then(|| SwapGroup { swap: false, exclusive: true, members });
+    let groups = group.into_iter().map(|group| ("together".to_string(), group)).collect();
+    serde_yaml::to_string(&SwapConfig { models, groups })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
 }
 
@@ -239,7 +255,7 @@ mod tests {
         let line =
             r"llama-server -m '/m/it'\''s 1.gguf' -c 8192 -no-kvu -tb 8 -ot 'a\.(b|c)=CPU,d=CUDA1' --no-op-offload";
         let command = shlex::split(line).unwrap();
-        let of_swap = only(Kind::LlamaSwap, &swap_model("its-1", &command).unwrap()).unwrap().words;
+        let of_swap = only(Kind::LlamaSwap, &swap_models(&[("its-1".into(), command.clone())]).unwrap()).unwrap().words;
         let port = ["--port", "8080"].map(str::to_string);
         assert_eq!(of_swap, [&command[..1], &port, &command[1..]].concat());
         for needs in [None, Some(Bytes::mib(7))] {
@@ -259,6 +275,6 @@ mod tests {
     #[test]
     fn macros_in_a_name_are_refused() {
         let command = ["llama-server", "-m", "${HOME}.gguf"].map(str::to_string);
-        assert!(matches!(swap_model("x", &command), Err(Error::Word { .. })));
+        assert!(matches!(swap_models(&[("x".into(), command.to_vec())]), Err(Error::Word { .. })));
     }
 }

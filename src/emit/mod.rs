@@ -22,7 +22,7 @@ use crate::run::command::server_command;
 use crate::run::dialect::{self, ik_args};
 use crate::run::flags::{self, Flag};
 use crate::run::held::Held;
-use crate::run::sources::Kind;
+use crate::run::sources::{self, Kind};
 use crate::run::{
     Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args,
 };
@@ -120,10 +120,59 @@ impl Launch {
 
 /// The plan in the form wished for.
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
+    emit(model, &plan.machine, &command_of(plan)?, wish)
+}
+
+/// What llama-server makes of a plan's command.
+fn command_of(plan: &Plan) -> Result<ParsedCommand, Error> {
     let words = shlex::split(&plan.command)
         .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    let command = forms::read(&Held { words, ..Held::default() }, Dialect::LlamaCpp, "command")?;
-    emit(model, &plan.machine, &command, wish)
+    forms::read(&Held { words, ..Held::default() }, Dialect::LlamaCpp, "command")
+}
+
+/// Plans that stay loaded together, in one file for llama-swap or for llama-server's router, with the name of each in it.
+pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<String>), Error> {
+    let wish = Wish { form, ..Wish::default() };
+    if !matches!(form, Form::Ini | Form::LlamaSwap) {
+        let instead = "use --emit llama-swap or --emit ini";
+        return Err(Error::NoSuchForm { form: form.name(), whom: "several models", instead });
+    }
+    let mut named: Vec<(String, Vec<String>)> = Vec::new();
+    for (_, plan) in plans {
+        let command = command_of(plan)?;
+        let (source, words) = (command.model.as_ref(), shlex::split(&plan.command).unwrap_or_default());
+        let name = source.map(forms::name_of).unwrap_or_default();
+        forms::printable(&words)?;
+        // Two files of one name are told apart by a number.
+        let is_free = |name: &String| named.iter().all(|(known, _)| known != name);
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        let name = std::iter::once(name.clone()).chain(numbered).find(is_free).unwrap_or(name);
+        named.push((name, words));
+    }
+    let (kind, text) = if form == Form::LlamaSwap {
+        (Kind::LlamaSwap, forms::swap_models(&named)?)
+    } else {
+        let section =
+            |(name, words): &(String, Vec<String>)| Ok(forms::preset(name, words)? + "load-on-startup = true\n");
+        let sections = named.iter().map(section).collect::<Result<Vec<_>, Error>>()?;
+        (Kind::Preset, sections.join("\n"))
+    };
+    let problem = |problem: String| Error::ReadBack { form: form.name(), problem };
+    let read = sources::of_text(kind, &text, &|_| None).map_err(|error| problem(error.to_string()))?;
+    if read.len() != plans.len() {
+        return Err(problem(format!("{} models of {}", read.len(), plans.len())));
+    }
+    for ((model, plan), (name, _)) in plans.iter().zip(&named) {
+        let held = read.iter().find(|held| held.name.as_ref() == Some(name));
+        let held = held.ok_or_else(|| problem(format!("no model {name}")))?;
+        let (expected, found) = (command_of(plan)?, forms::read(held, Dialect::LlamaCpp, form.name())?);
+        if found.model != expected.model {
+            return Err(Error::Replay { form: form.name(), what: "its model".to_string() });
+        }
+        same_run(wish, &expected.run, &found.run)?;
+        same_placement(model, &plan.machine, wish, [&expected.run, &found.run])?;
+    }
+    Ok((text, named.into_iter().map(|(name, _)| name).collect()))
 }
 
 /// A launch, whose model is named in `command`, in the form wished for.
@@ -226,7 +275,7 @@ fn written(
             text
         }
         Form::Ini => forms::preset(&name, &args)?,
-        Form::LlamaSwap => forms::swap_model(&name, &args)?,
+        Form::LlamaSwap => forms::swap_models(&[(name, args)])?,
     };
     let held = match wish.form {
         Form::Args => {

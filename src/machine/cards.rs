@@ -64,7 +64,7 @@ impl Card {
     }
 
     /// Whether a backend of cards drives it.
-    fn runs(&self, backend: Backend) -> bool {
+    pub fn runs(&self, backend: Backend) -> bool {
         match backend {
             Backend::Cuda => self.is_nvidia(),
             Backend::Rocm => self.generation == "amd",

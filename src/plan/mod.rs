@@ -12,6 +12,10 @@ pub mod solver;
 mod split;
 #[doc(hidden)]
 pub mod sweep;
+#[doc(hidden)]
+pub mod together;
+#[doc(hidden)]
+pub mod want;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -130,6 +134,9 @@ pub struct Plan {
     /// Why it is so, and what else there is.
     #[serde(flatten)]
     pub why: Why,
+    /// What `--upgrade` asks: plans for a larger machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upgrades: Vec<want::Answer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -306,6 +313,7 @@ fn planned(
         placement: candidate.expert_split(&problem),
         fit_choice: if compares_fitting { subject.fit_choice()? } else { None },
         why: subject.why()?,
+        upgrades: Vec::new(),
     })
 }
 

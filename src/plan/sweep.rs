@@ -114,7 +114,7 @@ pub struct Point {
 }
 
 impl Point {
-    fn of(problem: &Problem<'_>, candidate: &Candidate, value: u64, label: String) -> Self {
+    pub(super) fn of(problem: &Problem<'_>, candidate: &Candidate, value: u64, label: String) -> Self {
         Self {
             value,
             label,

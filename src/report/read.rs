@@ -6,9 +6,11 @@ use serde_json::Value;
 use super::page::Document;
 use super::page::compare::Source;
 use crate::ask::check::Checks;
+use crate::ask::together::Together;
 use crate::inspection::{Inspection, Several};
 use crate::measurement::{Launched, Measurement};
 use crate::plan::sweep::{Plans, SweepDocument};
+use crate::plan::want::Wanted;
 use crate::plan::{Checked, Plan};
 use crate::speed::samples::BenchRow;
 use crate::suggest::Refusal;
@@ -53,6 +55,8 @@ pub fn read(name: &str, bytes: Vec<u8>) -> Result<Vec<Source>, Refusal> {
                 "moeplan/plan/1" => shaped::<Plan>,
                 "moeplan/sweep/1" => shaped::<SweepDocument>,
                 "moeplan/plans/1" => shaped::<Plans>,
+                "moeplan/want/1" => shaped::<Wanted>,
+                "moeplan/together/1" => shaped::<Together>,
                 "moeplan/measurement/1" => shaped::<Measurement>,
                 "moeplan/bench/1" => shaped::<Bench>,
                 "moeplan/validation/1" => shaped::<Validation>,

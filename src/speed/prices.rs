@@ -3,6 +3,7 @@
 use super::table;
 use super::work::{ByCost, Cost, Work};
 use super::{Phase, Term};
+use crate::bytes::Bytes;
 use crate::machine::{Device, DeviceRates, Host, HostRates, Machine, processors};
 
 /// Seconds by unit of every kind of work, by tier (0 = host, `i + 1` = `Machine::devices[i]`).
@@ -24,6 +25,13 @@ pub fn device_rates(device: &Device) -> DeviceRates {
     );
     let basis = basis(&own.basis, &table.basis);
     DeviceRates { uncertainty, uncertainty_pp, uncertainty_tg, basis, ..filled(own, table, &OF_DEVICE) }
+}
+
+/// The device with another budget, as fast as it is: what is guessed of it by its size stays.
+pub fn limited(device: &Device, budget: Bytes) -> Device {
+    let mut limited = Device { rates: Some(device_rates(device)), ..device.clone() };
+    limited.limit(budget);
+    limited
 }
 
 /// The rates of the host: its own, and a guess where it has none.

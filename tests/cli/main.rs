@@ -18,3 +18,4 @@ mod remote;
 mod mcp;
 mod report;
 mod schema;
+mod want;

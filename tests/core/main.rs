@@ -19,4 +19,5 @@ mod speed;
 mod synth;
 mod tidy;
 mod truth;
+mod want;
 mod whatif;

@@ -21,12 +21,14 @@ mod measurement;
 mod memory;
 mod placement;
 pub mod plan;
-mod quants;
+pub mod quants;
 pub mod rules;
 mod speed;
 pub mod sweep;
+mod together;
 #[cfg(feature = "cli")]
 mod tune;
+mod want;
 
 use std::borrow::Cow;
 

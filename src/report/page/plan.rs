@@ -75,6 +75,8 @@ impl Document for Plan {
         page.detail(self.beside("Generation, predicted", Phase::Generate));
         page.detail(self.beside("Prompt, predicted", Phase::Prompt));
         page.push(self.tables());
+        let upgrades: Vec<_> = self.upgrades.iter().map(|answer| (answer.point.label.clone(), answer)).collect();
+        page.push(super::want::answers("Upgrades, each by itself", "change", &upgrades));
         page.detail(overrides(check));
         page.detail(basis(check, Some(&self.speed.basis)));
         page.push(warnings(&self.warnings));

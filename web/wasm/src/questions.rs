@@ -390,7 +390,7 @@ impl State {
             judged.push(match (model, error) {
                 (_, Some(error)) => Some(Err(error)),
                 (Some(model), None) => {
-                    let fits = quants::judge(self.gguf(&model)?.clone(), repo, &machine, margin);
+                    let fits = quants::judge(self.gguf(&model)?.clone(), &format!("hf:{repo}"), &machine, margin);
                     Some(fits.map_err(|error| format!("{:#}", anyhow::Error::from(error))))
                 }
                 (None, None) => None,

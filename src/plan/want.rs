@@ -1,0 +1,506 @@
+//! Inverse questions: the least budget, card, main memory and memory speed whose plan gives what is wanted; and what a larger machine
+//! would give.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::solver::{Computes, Objective, Problem};
+use super::sweep::Point;
+use super::{ContextChoice, Error, ModelSummary, Request};
+use crate::bytes::{Bytes, GIB, MIB};
+use crate::machine::cards::{CARDS, Card, Sold};
+use crate::machine::{Backend, Device, Machine, Ram};
+use crate::model::Model;
+use crate::number::{rate, seconds, tokens};
+use crate::speed::prices::{device_rates, host_rates, limited};
+use crate::speed::table;
+
+/// Something that a launch is to give: `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Want {
+    pub what: Quantity,
+    /// Tokens per second at least; of a turn seconds at most; of a context tokens.
+    pub value: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Quantity {
+    Tg,
+    Pp,
+    Turn,
+    Ctx,
+}
+
+impl FromStr for Want {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let usage = || format!("`{text}`: write tg=20, pp=500 (tokens/s), turn=30s or ctx=128k");
+        let (name, value) = text.split_once('=').ok_or_else(usage)?;
+        let number = |text: &str| text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0).ok_or_else(usage);
+        let (what, value) = match name {
+            "tg" => (Quantity::Tg, number(value)?),
+            "pp" => (Quantity::Pp, number(value)?),
+            "turn" => (Quantity::Turn, number(value.strip_suffix('s').unwrap_or(value))?),
+            "ctx" => (Quantity::Ctx, f64::from(tokens(value)?.max(1))),
+            _ => return Err(usage()),
+        };
+        Ok(Self { what, value })
+    }
+}
+
+impl Want {
+    fn is_met(&self, point: &Point) -> bool {
+        match self.what {
+            Quantity::Tg => point.speed.tg >= self.value,
+            Quantity::Pp => point.speed.pp >= self.value,
+            Quantity::Turn => point.turn_seconds <= self.value,
+            Quantity::Ctx => f64::from(point.n_ctx) >= self.value,
+        }
+    }
+
+    /// What a plan has of it.
+    fn found(&self, point: &Point) -> String {
+        match self.what {
+            Quantity::Tg => format!("generation is {} tokens/s", rate(point.speed.tg)),
+            Quantity::Pp => format!("a prompt is {} tokens/s", rate(point.speed.pp)),
+            Quantity::Turn => format!("a turn takes {}", seconds(point.turn_seconds)),
+            Quantity::Ctx => format!("the context is {} tokens", point.n_ctx),
+        }
+    }
+}
+
+/// The `moeplan/want/1` document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Wanted {
+    pub schema: Cow<'static, str>,
+    pub model: ModelSummary,
+    pub wants: Vec<Want>,
+    pub objective: Objective,
+    /// The plan for the machine as it is described.
+    pub now: Answer,
+    /// Whether that plan fits and gives all that is wanted.
+    pub reached: bool,
+    /// The least budget of the devices, which keep their speeds and their shares of it.
+    pub budget: Change,
+    /// The smallest cards that reach it, one of them in place of all devices.
+    pub card: Change,
+    /// The least main memory.
+    pub main_memory: Change,
+    /// The least speed of main memory, then the slowest usual kit that has it.
+    pub memory_speed: Change,
+}
+
+impl Wanted {
+    /// What may change.
+    pub fn changes(&self) -> [&Change; 4] {
+        [&self.budget, &self.card, &self.main_memory, &self.memory_speed]
+    }
+
+    /// Whether the machine, or one change of it, gives what is wanted.
+    pub fn is_reachable(&self) -> bool {
+        self.reached || self.changes().iter().any(|change| !change.answers.is_empty())
+    }
+}
+
+/// What one thing has to be, all else as the machine says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Change {
+    /// The least first; empty where nothing of the kind reaches it.
+    pub answers: Vec<Answer>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Change {
+    fn none(reason: impl Into<String>) -> Self {
+        Self { answers: Vec::new(), reason: Some(reason.into()) }
+    }
+}
+
+/// A plan for a machine in which one thing differs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Answer {
+    /// The options of `moeplan plan` that give this plan, in place of those that say the same of the machine.
+    pub flags: Vec<String>,
+    pub machine: Machine,
+    #[serde(flatten)]
+    pub point: Point,
+}
+
+/// Budgets are tried in steps of so much.
+const STEP: u64 = 64 * MIB;
+/// Plans for at most so many cards are listed.
+const MOST_CARDS: usize = 3;
+/// As much as memory may be doubled to find out whether any amount is enough.
+const DOUBLINGS: u32 = 6;
+/// Less time than this share is no gain of a doubled memory.
+const NO_GAIN: f64 = 0.001;
+/// GB/s of a data sheet that two channels reach, and that any server's memory does.
+const CHANNELS: [u64; 2] = [130, 1200];
+/// Main memory that is sold, slowest first as llama.cpp gets to use it.
+const KITS: [&str; 12] = [
+    "ddr4-2666x2",
+    "ddr4-3200x2",
+    "ddr5-4800x2",
+    "ddr5-5600x2",
+    "ddr5-6000x2",
+    "ddr5-6400x2",
+    "ddr5-8000x2",
+    "ddr4-3200x8",
+    "ddr5-4800x8",
+    "ddr5-6400x8",
+    "ddr5-4800x12",
+    "ddr5-6400x12",
+];
+
+/// The kits with GB/s of their data sheets.
+fn kits() -> impl Iterator<Item = (&'static str, f64)> {
+    KITS.iter().filter_map(|kit| Some((*kit, format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth?)))
+}
+
+/// A model and what is asked of every machine.
+struct Asked<'a> {
+    model: &'a Model,
+    request: Request,
+    wants: &'a [Want],
+    /// What every answer's flags begin with.
+    flags: Vec<String>,
+    /// Whether the margin is what the devices call for, so that other devices may call for another.
+    margin_is_devices: bool,
+    /// Of the machine's own devices.
+    computes: Computes,
+    /// GB/s of main memory by its data sheet, where they are given with its size.
+    bandwidth: Option<f64>,
+}
+
+/// The least of each thing that gives all of `wants`. `bandwidth` is what `--ram SIZE@KIND` says of main memory, GB/s.
+///
+/// Where all that is wanted is of one speed, plans are made for that speed.
+pub fn want(
+    model: &Model,
+    path: &str,
+    machine: &Machine,
+    request: &Request,
+    (wants, bandwidth): (&[Want], Option<f64>),
+) -> Result<Wanted, Error> {
+    let mut asked = Asked::new(model, machine, request, bandwidth);
+    asked.wants = wants;
+    let speeds = || wants.iter().map(|want| want.what).filter(|what| *what != Quantity::Ctx);
+    let only = |what| speeds().all(|other| other == what) && speeds().next().is_some();
+    let objective = [(Quantity::Tg, Objective::Tg, "tg"), (Quantity::Pp, Objective::Pp, "pp")];
+    if let Some((_, objective, name)) = objective.into_iter().find(|(what, ..)| only(*what))
+        && request.objective == Objective::Turn
+    {
+        asked.request.objective = objective;
+        asked.flags.extend(["--objective".into(), name.into()]);
+    }
+    // Of several contexts the longest has room for all.
+    let contexts = wants.iter().filter(|want| want.what == Quantity::Ctx).map(|want| want.value);
+    if let Some(tokens) = contexts.max_by(f64::total_cmp) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "read from a u32")]
+        let n_ctx = tokens as u32;
+        asked.request.context = ContextChoice::Fixed(n_ctx);
+        asked.flags.extend(["-c".into(), n_ctx.to_string()]);
+    }
+    let now = asked.plan(machine.clone(), Vec::new(), 0, "as it is".into())?;
+    Ok(Wanted {
+        schema: "moeplan/want/1".into(),
+        model: super::summary(model, path),
+        wants: wants.to_vec(),
+        objective: asked.request.objective,
+        reached: asked.is_reached(&now),
+        now,
+        budget: asked.budget(machine)?,
+        card: asked.card(machine),
+        main_memory: asked.main_memory(machine)?,
+        memory_speed: asked.memory_speed(machine)?,
+    })
+}
+
+/// What one more card, the next larger card, faster and more main memory would give.
+pub fn upgrades(
+    model: &Model,
+    machine: &Machine,
+    request: &Request,
+    bandwidth: Option<f64>,
+) -> Result<Vec<Answer>, Error> {
+    let asked = Asked::new(model, machine, request, bandwidth);
+    let mut answers = Vec::new();
+    if let [.., last] = machine.devices.as_slice()
+        && let Some(more) = last.next_of_its_kind(machine)
+    {
+        let label = format!("one more card: {} of {}", more.name, more.total);
+        let devices: Vec<Device> = machine.devices.iter().cloned().chain([more]).collect();
+        let flags = flags_of(&devices);
+        let machine = Machine { devices, host: machine.host.clone() };
+        answers.push(asked.plan(machine, flags, 0, label)?);
+    }
+    if let [only] = machine.devices.as_slice() {
+        let nominal = only.sold_as.map_or(only.total.0.div_ceil(GIB), u64::from);
+        let is_larger = |card: &Candidate| {
+            let is_faster = device_rates(&card.device).weights >= device_rates(only).weights;
+            u64::from(card.sold.gb) > nominal && card.card.runs(only.backend) && is_faster
+        };
+        if let Some(card) = cards(Some(only)).into_iter().find(is_larger) {
+            answers.push(asked.with_card(machine, &card)?);
+        }
+    }
+    let memory = host_rates(&machine.host).memory;
+    if let Some((kit, bandwidth)) = kits().find(|(_, bandwidth)| table::memory(*bandwidth) > memory * 1.05) {
+        answers.push(asked.with_memory_speed(machine, bandwidth, Some(kit))?);
+    }
+    if let Some(ram) = machine.host.ram {
+        answers.push(asked.with_main_memory(machine, ram.0.div_ceil(GIB) * 2)?);
+    }
+    Ok(answers)
+}
+
+impl<'a> Asked<'a> {
+    fn new(model: &'a Model, machine: &Machine, request: &Request, bandwidth: Option<f64>) -> Self {
+        Self {
+            model,
+            request: request.clone(),
+            wants: &[],
+            flags: Vec::new(),
+            margin_is_devices: request.margin == machine.margin(),
+            computes: Computes::default(),
+            bandwidth,
+        }
+    }
+
+    fn is_reached(&self, answer: &Answer) -> bool {
+        answer.point.fits && self.wants.iter().all(|want| want.is_met(&answer.point))
+    }
+
+    /// What is missing of what is wanted.
+    fn missing(&self, answer: &Answer) -> String {
+        let unmet = self.wants.iter().filter(|want| !want.is_met(&answer.point));
+        let over = answer.point.shortfall.iter().map(|(name, over)| format!("{name} is short of {over}"));
+        let found = unmet.map(|want| want.found(&answer.point));
+        format!("with {} {}", answer.point.label, over.chain(found).collect::<Vec<_>>().join(", "))
+    }
+
+    /// The plan for a machine with the devices that the question has, whose compute buffers are then known.
+    fn plan(&self, machine: Machine, own: Vec<String>, value: u64, label: String) -> Result<Answer, Error> {
+        self.plan_with(&self.computes, machine, own, value, label)
+    }
+
+    fn plan_with(
+        &self,
+        computes: &Computes,
+        machine: Machine,
+        own: Vec<String>,
+        value: u64,
+        label: String,
+    ) -> Result<Answer, Error> {
+        let margin = if self.margin_is_devices { machine.margin() } else { self.request.margin };
+        let request = Request { margin, ..self.request.clone() };
+        let problem = Problem { computes: computes.clone(), ..request.problem(self.model, &machine) };
+        let point = Point::of(&problem, &super::solve_with(&problem)?, value, label);
+        Ok(Answer { flags: [self.flags.clone(), own].concat(), machine, point })
+    }
+
+    /// The least step from 1 on whose plan gives what is wanted: `first` steps, doubled as long as that helps, then bisection.
+    fn least(&self, what: &str, first: u64, mut at: impl FnMut(u64) -> Result<Answer, Error>) -> Result<Change, Error> {
+        let (mut most, mut top) = (first, at(first)?);
+        for _ in 0..DOUBLINGS {
+            if self.is_reached(&top) {
+                break;
+            }
+            let next = at(most * 2)?;
+            let gains = next.point.turn_seconds < top.point.turn_seconds * (1.0 - NO_GAIN);
+            if top.point.fits && !gains && !self.is_reached(&next) {
+                break;
+            }
+            (most, top) = (most * 2, next);
+        }
+        if !self.is_reached(&top) {
+            return Ok(Change::none(format!("No {what} reaches it: {}", self.missing(&top))));
+        }
+        Ok(Change { answers: vec![self.bisected((0, most), top, at)?], reason: None })
+    }
+
+    /// Of two steps, of which the greater one's plan gives what is wanted: the least between them that does.
+    fn bisected(
+        &self,
+        (mut low, mut high): (u64, u64),
+        mut found: Answer,
+        mut at: impl FnMut(u64) -> Result<Answer, Error>,
+    ) -> Result<Answer, Error> {
+        while high - low > 1 {
+            let middle = u64::midpoint(low, high);
+            let answer = at(middle)?;
+            if self.is_reached(&answer) {
+                (high, found) = (middle, answer);
+            } else {
+                low = middle;
+            }
+        }
+        Ok(found)
+    }
+
+    fn budget(&self, machine: &Machine) -> Result<Change, Error> {
+        let Some(largest) = machine.devices.iter().map(|device| device.total.0).max() else {
+            return Ok(Change::none("No device is described: --vram or --gpu describes one"));
+        };
+        let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
+        self.least("budget", of_model.0.div_ceil(STEP).max(16), |steps| {
+            let mut machine = machine.clone();
+            for device in &mut machine.devices {
+                let share = u128::from(steps * STEP) * u128::from(device.total.0) / u128::from(largest.max(1));
+                let budget = u64::try_from(share).unwrap_or(u64::MAX) / MIB * MIB;
+                *device = limited(device, Bytes(budget.max(MIB)));
+            }
+            let budgets = || machine.devices.iter().map(|device| device.total);
+            let flag = budgets().map(|budget| format!("{}M", budget.0 / MIB)).collect::<Vec<_>>().join(",");
+            let label = budgets().map(|budget| budget.to_string()).collect::<Vec<_>>().join(" + ");
+            let label = format!("a budget of {label}");
+            let value = budgets().sum::<Bytes>().0;
+            self.plan(machine, vec!["--budget".into(), flag], value, label)
+        })
+    }
+
+    fn main_memory(&self, machine: &Machine) -> Result<Change, Error> {
+        let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
+        self.least("main memory", of_model.0.div_ceil(GIB) + 4, |gib| self.with_main_memory(machine, gib))
+    }
+
+    fn with_main_memory(&self, machine: &Machine, gib: u64) -> Result<Answer, Error> {
+        let mut machine = machine.clone();
+        machine.host.ram = Some(Bytes(gib * GIB));
+        let kind = self.bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
+        let flags = vec!["--ram".into(), format!("{gib}G{kind}")];
+        self.plan(machine, flags, gib * GIB, format!("{gib} GiB of main memory"))
+    }
+
+    /// Two channels are used better than many, so that both are searched.
+    fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);
+        let mut range = (0, CHANNELS[0]);
+        let mut top = at(range.1)?;
+        if !self.is_reached(&top) {
+            range = (CHANNELS[0], CHANNELS[1]);
+            top = at(range.1)?;
+        }
+        if !self.is_reached(&top) {
+            return Ok(Change::none(format!("No memory speed reaches it: {}", self.missing(&top))));
+        }
+        let least = self.bisected(range, top, at)?;
+        let enough = host_rates(&least.machine.host).memory;
+        let mut answers = vec![least];
+        for (kit, bandwidth) in kits().filter(|(_, bandwidth)| table::memory(*bandwidth) >= enough) {
+            let answer = self.with_memory_speed(machine, bandwidth, Some(kit))?;
+            if self.is_reached(&answer) {
+                answers.push(answer);
+                break;
+            }
+        }
+        Ok(Change { answers, reason: None })
+    }
+
+    fn with_memory_speed(&self, machine: &Machine, bandwidth: f64, kit: Option<&str>) -> Result<Answer, Error> {
+        let mut machine = machine.clone();
+        machine.host.set_memory(table::memory(bandwidth));
+        let label = format!("main memory of {bandwidth} GB/s");
+        let label = kit.map_or(label.clone(), |kit| format!("{label} ({kit})"));
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
+        let value = bandwidth as u64;
+        self.plan(machine, vec!["--memory-bandwidth".into(), bandwidth.to_string()], value, label)
+    }
+
+    /// The smallest cards that reach it; a card that the request cannot be carried out on does not.
+    fn card(&self, machine: &Machine) -> Change {
+        let (mut answers, mut last) = (Vec::new(), None);
+        for card in cards(machine.devices.first()) {
+            match self.with_card(machine, &card) {
+                Ok(answer) if self.is_reached(&answer) => answers.push(answer),
+                Ok(answer) => last = Some(self.missing(&answer)),
+                Err(error) => last = Some(error.to_string()),
+            }
+            if answers.len() == MOST_CARDS {
+                break;
+            }
+        }
+        let none = || format!("No card that is known reaches it alone: {}", last.unwrap_or_default());
+        let reason = answers.is_empty().then(none);
+        Change { answers, reason }
+    }
+
+    /// One card in place of all devices.
+    fn with_card(&self, machine: &Machine, card: &Candidate) -> Result<Answer, Error> {
+        let machine = Machine { devices: vec![card.device.clone()], host: machine.host.clone() };
+        let label = format!("{} of {} GB", card.card.words.to_uppercase(), card.sold.gb);
+        self.plan_with(&Computes::default(), machine, card.flags.clone(), card.device.total.0, label)
+    }
+}
+
+/// A card that can be bought, in one of its sizes.
+struct Candidate {
+    card: &'static Card,
+    sold: Sold,
+    device: Device,
+    flags: Vec<String>,
+}
+
+/// The cards whose memory and speed are known, by memory and then by bandwidth, on the backend of `like` where it drives them. A laptop's
+/// cannot be bought alone, nor can Apple's.
+fn cards(like: Option<&Device>) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    let is_sold_alone = |card: &&Card| !card.words.ends_with("laptop") && card.backend() != Backend::Metal;
+    for card in CARDS.iter().filter(is_sold_alone).filter(|card| card.figures.is_some()) {
+        let mut sizes: Vec<Sold> = Vec::new();
+        for sold in &card.sold {
+            if sizes.iter().all(|known| known.gb != sold.gb) {
+                sizes.push(*sold);
+            }
+        }
+        for (at, sold) in sizes.into_iter().enumerate() {
+            let backend = like.map(|device| device.backend).filter(|backend| card.runs(*backend));
+            let backend = backend.filter(|backend| *backend != card.backend());
+            let name = card.words.to_uppercase();
+            let name = if at == 0 { name } else { format!("{name}={}G", sold.gb) };
+            let mut flags = vec!["--gpu".to_string(), name.clone()];
+            flags.extend(
+                backend
+                    .and_then(Backend::device_prefix)
+                    .into_iter()
+                    .flat_map(|prefix| ["--backend".to_string(), prefix.to_ascii_lowercase()]),
+            );
+            let device = Device::of_cards(&[name], backend).ok().and_then(|devices| devices.into_iter().next());
+            found.extend(device.map(|device| Candidate { card, sold, device, flags }));
+        }
+    }
+    let bandwidth = |of: &Candidate| of.card.figures.map_or(0.0, |figures| figures.bandwidth);
+    found.sort_by(|a, b| a.sold.gb.cmp(&b.sold.gb).then(bandwidth(a).total_cmp(&bandwidth(b))));
+    found
+}
+
+/// The flags that describe these devices, as far as they are cards by name or by size.
+fn flags_of(devices: &[Device]) -> Vec<String> {
+    let size = |device: &Device| match device.sold_as {
+        Some(gb) => format!("{gb}G"),
+        None => format!("{}M", device.total.0 / MIB),
+    };
+    let names: Option<Vec<String>> =
+        devices.iter().map(|device| Some(format!("{}={}", device.description.as_ref()?, size(device)))).collect();
+    let is_one_kind = devices.iter().all(|device| Some(device.backend) == devices.first().map(|first| first.backend));
+    match names {
+        Some(names) => vec!["--gpu".into(), names.join(",")],
+        None if is_one_kind => vec!["--vram".into(), devices.iter().map(size).collect::<Vec<_>>().join(",")],
+        None => {
+            let of = |device: &Device| ["--device".to_string(), format!("{}={}", device.buffer, size(device))];
+            devices.iter().flat_map(of).collect()
+        }
+    }
+}

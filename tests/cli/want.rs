@@ -1,0 +1,148 @@
+//! `plan --want`, `--upgrade` and `--together`: every answer, asked for directly with its own flags, is the same plan; emitted files
+//! are the plans.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::schemas;
+
+/// The exit code, the standard output and what was said of `moeplan WORDS`.
+fn moeplan(folder: &Path, words: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+    command.args(words).current_dir(folder).env("CUDA_VISIBLE_DEVICES", "").env("HOME", folder);
+    command.env("LLAMA_CACHE", folder).env("HF_HOME", folder.join("none")).env_remove("XDG_CACHE_HOME");
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn document(folder: &Path, words: &[&str]) -> (i32, Value) {
+    // What follows a command that is checked would be part of it.
+    let (first, rest) = words.split_at(1);
+    let (code, text, said) = moeplan(folder, &[first, &["--json"], rest].concat());
+    let document = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {said}"));
+    schemas::assert_valid(&document);
+    (code, document)
+}
+
+/// Small siblings of two models.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, file) in [("qwen3-30b-a3b", "a.gguf"), ("mixtral-8x7b", "b.gguf")] {
+        assert_eq!(moeplan(folder.path(), &["synth", name, "--blocks", "4", "-q", "-o", file]).0, 0);
+    }
+    folder
+}
+
+const MACHINE: [(&str, &str); 4] =
+    [("--gpu", "RTX 4090=4000M"), ("--ram", "16G@64"), ("--cores", "16"), ("--margin", "256M")];
+
+/// The machine's flags, of which an answer's own replace those that say the same.
+fn with<'a>(own: &[&'a str]) -> Vec<&'a str> {
+    let kept = MACHINE.iter().filter(|(name, _)| !own.contains(name));
+    kept.flat_map(|(name, value)| [*name, *value]).chain(own.iter().copied()).collect()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+#[test]
+fn every_answer_asked_for_directly_is_the_same_plan() {
+    let folder = folder();
+    let plan =
+        |model: &'static str, own: &[&str]| document(folder.path(), &[&["plan", model][..], &with(own)].concat());
+    let (code, wanted) = plan("b.gguf", &["--want", "tg=150,ctx=16k"]);
+    assert_eq!(code, 0, "{wanted}");
+    let changes = ["budget", "card", "main_memory", "memory_speed"].map(|what| &wanted[what]);
+    let mut answers: Vec<&Value> = changes.iter().flat_map(|change| change["answers"].as_array().unwrap()).collect();
+    assert!(answers.len() > 3, "{wanted}");
+    let (_, upgraded) = plan("b.gguf", &["--upgrade"]);
+    answers.extend(upgraded["upgrades"].as_array().unwrap());
+    for answer in answers {
+        let (_, direct) = plan("b.gguf", &texts(&answer["flags"]));
+        for key in ["speed", "turn_seconds", "args", "shortfall", "memory"] {
+            assert_eq!(direct[key], answer[key], "{key} of {}", answer["flags"]);
+        }
+    }
+    assert_eq!(plan("b.gguf", &["--want", "tg=1e6"]).0, 1);
+}
+
+#[test]
+fn models_together_are_plans_with_budgets_and_files_that_give_them() {
+    let folder = folder();
+    let line = |own: &[&'static str]| [&["plan", "--together", "a.gguf", "b.gguf"][..], &with(own)].concat();
+    let (code, together) = document(folder.path(), &line(&[]));
+    assert_eq!((code, &together["fits"]), (0, &Value::Bool(true)));
+    let members = together["members"].as_array().unwrap();
+    for (member, (model, port)) in members.iter().zip([("a.gguf", 8080), ("b.gguf", 8081)]) {
+        let (_, direct) = document(folder.path(), &[&["plan", model][..], &with(&texts(&member["flags"]))].concat());
+        for key in ["speed", "turn_seconds", "command", "memory", "machine"] {
+            assert_eq!(direct[key], member["plan"][key], "{key} of {model}");
+        }
+        assert!(member["command"].as_str().unwrap().ends_with(&format!(" --port {port}")));
+    }
+    for (form, file) in [("llama-swap", "swap.yaml"), ("ini", "models.ini")] {
+        let (code, text, _) = moeplan(folder.path(), &line(&["--emit", form]));
+        assert_eq!((code, Some(text.trim())), (0, together[form.replace('-', "_")].as_str().map(str::trim)));
+        std::fs::write(folder.path().join(file), text).unwrap();
+        let checked = ["check", "--vram", "4000M", "--ram", "64G", file];
+        let (_, checks) = document(folder.path(), &checked);
+        let checks = checks["checks"].as_array().unwrap();
+        assert_eq!(checks.len(), 2);
+        for (check, member) in checks.iter().zip(members) {
+            assert_eq!((&check["name"], &check["run"]["n_ctx"]), (&member["name"], &member["plan"]["run"]["n_ctx"]));
+            assert_eq!(check["memory"]["CUDA0"]["model"], member["plan"]["memory"]["CUDA0"]["model"], "{form}");
+        }
+    }
+    let swap = std::fs::read_to_string(folder.path().join("swap.yaml")).unwrap();
+    assert!(
+        swap.contains("groups:\n  together:\n    swap: false\n    exclusive: true\n    members:\n    - a\n    - b\n"),
+        "{swap}"
+    );
+    let ini = std::fs::read_to_string(folder.path().join("models.ini")).unwrap();
+    assert_eq!(ini.matches("load-on-startup = true").count(), 2);
+}
+
+#[test]
+fn what_cannot_be_asked_says_why() {
+    let folder = folder();
+    for (words, expected) in [
+        (&["plan", "a.gguf", "--want", "fast"][..], "write tg=20"),
+        (&["plan", "a.gguf", "b.gguf", "--want", "tg=3"], "take one MODEL"),
+        (&["plan", "a.gguf", "--together"], "two MODELs or more"),
+        (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1"], "1 numbers for 2 models"),
+        (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1,-1"], "above 0"),
+        (
+            &["plan", "a.gguf", "b.gguf", "--together", "--vram", "3G", "--emit", "env"],
+            "--emit llama-swap or --emit ini",
+        ),
+        (&["plan", "a.gguf", "--vram", "3000M", "--budget", "1G,1G"], "2 sizes, but there are 1 devices"),
+    ] {
+        let (code, _, said) = moeplan(folder.path(), words);
+        assert!(code == 2 && said.contains(expected), "{words:?}: {code} {said}");
+    }
+}
+
+#[test]
+fn models_here_are_ranked_by_what_a_machine_makes_of_them() {
+    let folder = folder();
+    std::fs::copy(folder.path().join("b.gguf"), folder.path().join("0.gguf")).unwrap();
+    std::fs::write(folder.path().join("1.gguf"), "GGUF").unwrap();
+    let ranked = |machine: &[&str]| document(folder.path(), &[&["list"], machine].concat());
+    let names = |list: &Value| -> Vec<String> {
+        list["models"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_string()).collect()
+    };
+    let (code, list) = ranked(&with(&[]));
+    assert_eq!((code, names(&list)), (0, ["a", "0", "b", "1"].map(str::to_string).to_vec()));
+    let rows = list["models"].as_array().unwrap();
+    assert!(rows[..3].iter().all(|row| row["fits"]["auto"]["fits"] == true) && rows[3]["error"].is_string());
+    let (code, plain) = ranked(&[]);
+    assert_eq!((code, names(&plain)), (0, ["0", "1", "a", "b"].map(str::to_string).to_vec()));
+    assert!(plain["machine"].is_null() && plain["models"][0]["fits"].is_null());
+    assert_eq!(ranked(&["--vram", "1M", "--ram", "1G"]).0, 1);
+    let (_, text, _) = moeplan(folder.path(), &[&["list"][..], &with(&[])].concat());
+    assert!(text.contains("all on device") && text.contains("Predicted, prompt"), "{text}");
+}

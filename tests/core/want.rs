@@ -1,0 +1,244 @@
+//! Inverse questions and shared machines, held to trying everything on small models.
+
+use moeplan::ask::together::together;
+use moeplan::bytes::{Bytes, GIB, MIB};
+use moeplan::machine::{Device, Machine};
+use moeplan::model::Model;
+use moeplan::plan::solver::{Candidate, Levers, Strategy};
+use moeplan::plan::want::{Answer, Change, Quantity, Want, Wanted, upgrades, want};
+use moeplan::plan::{self, ContextChoice, Request};
+use moeplan::speed::{prices, table};
+use moeplan::synth::Wish;
+
+use crate::support::planning::{machine, model, request};
+
+/// What a plan may be worse by with more room, as docs/plan.md says.
+const UNEVEN: f64 = 0.015;
+
+fn small(name: &str) -> Model {
+    model(name, &Wish { blocks: Some(4), ..Wish::default() })
+}
+
+fn asked() -> Request {
+    Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) }
+}
+
+/// A card by name with so many MiB, in a host whose memory has a known speed.
+fn one_card(mib: u64) -> Machine {
+    let mut machine = machine(&[mib * MIB]);
+    machine.devices[0].description = Some("RTX 4090".into());
+    machine.host.cores = Some(16);
+    machine.host.set_memory(table::memory(64.0));
+    machine
+}
+
+fn tg(value: f64) -> Want {
+    Want { what: Quantity::Tg, value }
+}
+
+fn solved(model: &Model, machine: &Machine, wanted: &Wanted) -> Candidate {
+    plan::solve(model, machine, &Request { objective: wanted.objective, ..asked() }).unwrap()
+}
+
+/// The answers' plans, planned directly on their machines, have the same figures.
+fn same_when_asked_directly<'a>(
+    model: &Model,
+    request: &Request,
+    answers: impl IntoIterator<Item = &'a Answer>,
+) -> usize {
+    let mut count = 0;
+    for Answer { machine, point, flags } in answers {
+        let direct = plan::plan(model, "m.gguf", machine, request).unwrap();
+        assert_eq!((direct.speed, direct.turn_seconds), (point.speed.clone(), point.turn_seconds), "{flags:?}");
+        assert_eq!((direct.args, direct.check.shortfall), (point.args.clone(), point.shortfall.clone()), "{flags:?}");
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn the_least_of_each_is_what_trying_all_finds() {
+    let model = small("qwen3-30b-a3b");
+    let machine = one_card(1900);
+    let speed = |machine: &Machine| {
+        let request = Request { objective: plan::Objective::Tg, ..asked() };
+        plan::solve(&model, machine, &request).unwrap().estimate.speed.tg
+    };
+    let value = f64::midpoint(speed(&machine), speed(&one_card(8000)));
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(value)], None)).unwrap();
+    assert!(!wanted.reached && wanted.is_reachable(), "{value}: {:?}", wanted.now.point.speed);
+    let tried = |machine: &Machine| {
+        let found = solved(&model, machine, &wanted);
+        (found.fits() && found.estimate.speed.tg >= value, found.estimate.speed.tg)
+    };
+    let held_to_all = |change: &Change, unit: u64, steps: u64, with: &dyn Fn(u64) -> Machine| {
+        let found = change.answers.first().map(|answer| answer.point.value / unit);
+        let near = found.into_iter().flat_map(|least| [least - 1, least]);
+        for step in (1..=steps).step_by(3).chain(near) {
+            let (is_reached, tg) = tried(&with(step));
+            match found {
+                Some(least) if step == least => assert!(is_reached, "{step}"),
+                Some(least) if step + 1 == least => assert!(!is_reached, "{step}"),
+                // Fewer may do by the little that the search is uneven.
+                _ if found.is_none_or(|least| step < least) => {
+                    assert!(!is_reached || tg < value * (1.0 + UNEVEN), "{step} {tg} {value} {found:?}");
+                }
+                _ => {}
+            }
+        }
+        found
+    };
+    let budget = |steps: u64| {
+        let device = prices::limited(&machine.devices[0], Bytes(steps * 64 * MIB));
+        Machine { devices: vec![device], ..machine.clone() }
+    };
+    assert!(held_to_all(&wanted.budget, 64 * MIB, 60, &budget).is_some_and(|least| least > 29));
+    let faster = |bandwidth: u64| {
+        let mut machine = machine.clone();
+        machine.host.set_memory(table::memory(f64::from(u32::try_from(bandwidth).unwrap())));
+        machine
+    };
+    assert!(held_to_all(&wanted.memory_speed, 1, 130, &faster).is_none_or(|least| least > 64));
+    let more = |gib: u64| {
+        let mut machine = machine.clone();
+        machine.host.ram = Some(Bytes(gib * GIB));
+        machine
+    };
+    assert_eq!(held_to_all(&wanted.main_memory, GIB, 12, &more), None);
+    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("No main memory reaches it: with "));
+    let cards = &wanted.card.answers;
+    assert!(
+        cards.len() == 3
+            && cards.is_sorted_by_key(|answer| answer
+                .point
+                .label
+                .split(' ')
+                .rev()
+                .nth(1)
+                .unwrap()
+                .parse::<u32>()
+                .unwrap())
+    );
+    let request = Request { objective: wanted.objective, ..asked() };
+    let answers = wanted.changes().into_iter().flat_map(|change| &change.answers);
+    assert!(same_when_asked_directly(&model, &request, answers.chain([&wanted.now])) >= 5);
+}
+
+#[test]
+fn main_memory_and_a_context_are_found_too_and_what_nothing_gives_is_said() {
+    let model = small("mixtral-8x7b");
+    let mut machine = one_card(2600);
+    machine.host.ram = Some(Bytes(2 * GIB));
+    let context = [Want { what: Quantity::Ctx, value: 16384.0 }, Want { what: Quantity::Turn, value: 600.0 }];
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&context, Some(64.0))).unwrap();
+    assert!(!wanted.reached);
+    let memory = &wanted.main_memory.answers[0];
+    assert_eq!(memory.flags, ["-c", "16384", "--ram", &format!("{}G@64", memory.point.value / GIB)]);
+    let with = |gib: u64| {
+        let mut machine = machine.clone();
+        machine.host.ram = Some(Bytes(gib * GIB));
+        let request = Request { context: ContextChoice::Fixed(16384), ..asked() };
+        plan::solve(&model, &machine, &request).unwrap().fits()
+    };
+    let least = (1..64).find(|gib| with(*gib)).unwrap();
+    assert_eq!(memory.point.value, least * GIB);
+    let never = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], None)).unwrap();
+    assert!(!never.is_reachable());
+    assert!(never.changes().iter().all(|change| change.reason.is_some()), "{never:?}");
+}
+
+#[test]
+fn wants_are_read_and_mistakes_say_what_to_write() {
+    for (text, what, value) in [
+        ("tg=20", Quantity::Tg, 20.0),
+        ("pp=1e3", Quantity::Pp, 1000.0),
+        ("turn=30s", Quantity::Turn, 30.0),
+        ("turn=2.5", Quantity::Turn, 2.5),
+        ("ctx=128k", Quantity::Ctx, 131_072.0),
+    ] {
+        assert_eq!(text.parse(), Ok(Want { what, value }), "{text}");
+    }
+    for bad in ["tg", "tg=", "tg=0", "tg=-1", "tg=nan", "tg=inf", "speed=3", "turn=1m", "ctx=many"] {
+        assert!(bad.parse::<Want>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn an_upgrade_is_a_plan_for_the_machine_it_names() {
+    let model = small("mixtral-8x7b");
+    let mut machine = one_card(4000);
+    machine.host.ram = Some(Bytes(16 * GIB));
+    let answers = upgrades(&model, &machine, &asked(), None).unwrap();
+    let labels: Vec<&str> = answers.iter().map(|answer| answer.point.label.as_str()).collect();
+    assert_eq!(labels.len(), 4, "{labels:?}");
+    assert_eq!(answers[0].flags, ["--gpu", "RTX 4090=4000M,RTX 4090=4000M"]);
+    assert!(labels[1].ends_with(" GB") && labels[2].contains("ddr5-4800x2") && labels[3] == "32 GiB of main memory");
+    assert_eq!(same_when_asked_directly(&model, &asked(), &answers), 4);
+}
+
+/// Main memory for everything: the cards alone are shared.
+fn cards(budgets: &[u64]) -> Machine {
+    let mut machine = machine(&budgets.iter().map(|mib| mib * MIB).collect::<Vec<_>>());
+    machine.devices.iter_mut().for_each(|device| device.description = Some("RTX 4090".into()));
+    machine
+}
+
+/// The machine with so many MiB of each card.
+fn part(machine: &Machine, mib: &[u64]) -> Machine {
+    let devices = machine.devices.iter().zip(mib).filter(|(_, mib)| **mib > 0);
+    let devices: Vec<Device> = devices.map(|(device, mib)| prices::limited(device, Bytes(mib * MIB))).collect();
+    Machine { devices, ..machine.clone() }
+}
+
+/// The largest cost of two models, of which the first gets this; infinite where one does not fit.
+fn worst(models: [&Model; 2], weights: Option<([f64; 2], [f64; 2])>, machine: &Machine, mib: &[u64]) -> f64 {
+    let rest: Vec<u64> = machine.devices.iter().zip(mib).map(|(device, mib)| device.total.0 / MIB - mib).collect();
+    let cost = |at: usize, mib: &[u64]| {
+        let found = plan::solve(models[at], &part(machine, mib), &asked()).unwrap();
+        let seconds = if found.fits() { found.estimate.turn_seconds } else { f64::INFINITY };
+        weights.map_or(seconds, |(weights, alone)| seconds * weights[at] / alone[at])
+    };
+    cost(0, mib).max(cost(1, &rest))
+}
+
+#[test]
+fn no_coarse_split_is_better_than_the_shares() {
+    let (a, b) = (small("qwen3-30b-a3b"), small("mixtral-8x7b"));
+    for (budgets, weights) in
+        [(&[6000][..], &[][..]), (&[6000][..], &[3.0, 1.0][..]), (&[2600][..], &[][..]), (&[4000, 3000][..], &[][..])]
+    {
+        let machine = cards(budgets);
+        let models = [a.clone(), b.clone()].map(|model| (model, "m.gguf".to_string(), asked()));
+        let found = together(&models, &machine, weights, None).unwrap();
+        let alone = [0, 1].map(|at| found.members[at].alone_seconds);
+        let costs = found.members.iter().enumerate().map(|(at, member)| {
+            weights.get(at).map_or(member.plan.turn_seconds, |weight| weight * member.plan.turn_seconds / alone[at])
+        });
+        let ours = costs.fold(0.0, f64::max);
+        assert!(found.fits, "{budgets:?}");
+        let weighted = <[f64; 2]>::try_from(weights).ok().map(|weights| (weights, alone));
+        let steps = |total: u64| (0..=8).map(move |at| total * at / 8 / 64 * 64);
+        let grid: Vec<Vec<u64>> = match budgets {
+            [one] => steps(*one).map(|mib| vec![mib]).collect(),
+            [first, second] => {
+                let coarse = |total: u64| steps(total).step_by(2);
+                coarse(*first).flat_map(|a| coarse(*second).map(move |b| vec![a, b])).collect()
+            }
+            _ => unreachable!(),
+        };
+        for mib in grid {
+            let other = worst([&a, &b], weighted, &machine, &mib);
+            assert!(ours <= other * 1.02, "{budgets:?} {weights:?}: {ours} against {other} for {mib:?}");
+        }
+        // No byte is given twice.
+        for (at, device) in machine.devices.iter().enumerate() {
+            let given = |of: &moeplan::ask::together::Member| {
+                let same = of.plan.machine.devices.iter().find(|own| own.name == device.name);
+                same.map_or(0, |own| own.total.0)
+            };
+            assert!(found.members.iter().map(given).sum::<u64>() <= device.total.0, "{at}");
+        }
+        let ram: u64 = found.members.iter().map(|of| of.plan.machine.host.ram.unwrap().0).sum();
+        assert!(ram <= machine.host.ram.unwrap().0);
+    }
+}
