@@ -187,7 +187,8 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         return sweep(args, one, output);
     }
     let Asked { model, path, what_if, machine, request } = one;
-    let mut plan = plan::plan(&model, &path, &machine, &request)?;
+    let planned = if args.emit.is_some() { plan::brief } else { plan::plan };
+    let mut plan = planned(&model, &path, &machine, &request)?;
     plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, &path)));
     plan.model.what_if = what_if;
     plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
