@@ -46,7 +46,7 @@ impl Problem<'_> {
             best = other;
         }
         if levers.expert_cache
-            && let Some(cached) = self.with_expert_cache(&best, true)?
+            && let Some(cached) = self.with_expert_cache(&best)?
             && self.is_better(&cached, &best, WORTH)
         {
             best = cached;
@@ -247,8 +247,8 @@ impl Problem<'_> {
     }
 
     /// The best launch with an expert cache beside `without`, which has none and keeps its other choices; `None` where nothing is to
-    /// be cached or no cache fits. With `exact`, it was judged; without, its compute is that of `without`.
-    pub fn with_expert_cache(&self, without: &Candidate, exact: bool) -> Result<Option<Candidate>, Error> {
+    /// be cached or no cache fits.
+    pub fn with_expert_cache(&self, without: &Candidate) -> Result<Option<Candidate>, Error> {
         if self.request.strategy != Strategy::Auto || self.machine.devices.is_empty() {
             return Ok(None);
         }
@@ -276,10 +276,7 @@ impl Problem<'_> {
                 best = Some(candidate);
             }
         }
-        match best {
-            Some(best) if exact => self.with_smaller_cache(best),
-            other => Ok(other.filter(Candidate::devices_fit)),
-        }
+        best.map_or(Ok(None), |best| self.with_smaller_cache(best))
     }
 
     /// The launch judged, its cache made smaller until the devices fit.

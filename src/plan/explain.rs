@@ -141,7 +141,8 @@ impl Subject<'_> {
         }
     }
 
-    /// The plan with an expert cache: beside this one where the build has it; else where explanations are asked for, for a build that has.
+    /// The plan with an expert cache: beside this one where the build has it; else where explanations are asked for, on the first
+    /// build that has it.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
         let has_it = target.has_expert_cache();
@@ -149,21 +150,17 @@ impl Subject<'_> {
         if self.candidate.run.moe_cache_mib > 0 || !may_have {
             return Ok(Vec::new());
         }
-        // The first build that has it, where the plan's has not.
-        let build = spelling("--moe-cache-mib").map_or(0, |(flag, _)| flag.since).max(target.build);
-        let (words, note) = if has_it {
-            (String::new(), "the cache's hit rate is an assumption; it depends on your prompts".to_string())
+        let note = if has_it {
+            "the cache's hit rate is an assumption; it depends on your prompts".to_string()
         } else {
-            let note = "has no expert cache: that needs a newer build; its hit rate is an assumption";
-            (format!("--build {build} "), format!("{} {note}", target.name()))
+            format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
         };
-        let Some(cached) = problem.with_expert_cache(self.candidate, has_it)? else { return Ok(Vec::new()) };
-        let mib = cached.run.moe_cache_mib;
-        let with_cache = self.asked(&format!("{words}--moe-cache-mib {mib}"), &note, &|to| {
-            (to.run.moe_cache_mib, to.levers.expert_cache) = (mib, false);
-            to.run.target.build = build;
-        });
-        Ok(with_cache.into_iter().collect())
+        let mut without = self.candidate.clone();
+        let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
+        without.run.target.build = target.build.max(first);
+        let cached = problem.with_expert_cache(&without)?;
+        let what = |cached: &Candidate| format!("an expert cache (--moe-cache-mib {})", cached.run.moe_cache_mib);
+        Ok(cached.iter().map(|cached| self.alternative(what(cached), cached, &note)).collect())
     }
 
     /// A plan for each usual context and for the model's own, by slot, as far as the turn has room.
@@ -325,7 +322,7 @@ impl Subject<'_> {
     fn fixes(&self) -> Vec<Alternative> {
         let Problem { model, machine, request, .. } = self.problem;
         let (run, is_longest) = (&request.run, request.context == ContextChoice::Max);
-        let is_exact = quantized(run).is_some();
+        let may_quantize = quantized(run).is_some();
         let mut found = Vec::new();
         let mut fix = |applies: bool, what: &str, note: &str, edit: &dyn Fn(&mut Request)| {
             let mut changed = (*request).clone();
@@ -340,8 +337,8 @@ impl Subject<'_> {
             }
         };
         fix(!is_longest, "-c {c}", "", &|to| to.context = ContextChoice::Max);
-        fix(is_exact, QUANTIZED, QUALITY, &quantize);
-        fix(is_exact && !is_longest, "-ctk q8_0 -ctv q8_0 -c {c}", QUALITY, &|to| {
+        fix(may_quantize, QUANTIZED, QUALITY, &quantize);
+        fix(may_quantize && !is_longest, "-ctk q8_0 -ctv q8_0 -c {c}", QUALITY, &|to| {
             quantize(to);
             to.context = ContextChoice::Max;
         });

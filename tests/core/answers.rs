@@ -9,7 +9,7 @@ use moeplan::model::Model;
 use moeplan::plan::explain::Alternative;
 use moeplan::plan::solver::Strategy;
 use moeplan::plan::{self, ContextChoice, Plan, Request};
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::synth::Wish;
 use moeplan::{checkup, memory};
 
@@ -75,7 +75,12 @@ impl Asked<'_> {
             return true;
         }
         let words = ["llama-server", "-fit", "off", "-np", "1"].map(str::to_string).into_iter();
-        let run = parse::command(&words.chain(answer.args.clone()).collect::<Vec<_>>(), &BTreeMap::new()).unwrap().run;
+        // The first build with an expert cache, where the plan's has none.
+        let Target { build, dialect } = self.request("").unwrap().run.target;
+        let build = if answer.what.contains("--moe-cache-mib") { build.max(11_480) } else { build };
+        let target = Target { build, dialect };
+        let words: Vec<String> = words.chain(answer.args.clone()).collect();
+        let run = parse::command_for(&words, &BTreeMap::new(), target).unwrap().run;
         let forecast = memory::forecast(self.model, self.machine, &run).unwrap();
         let machine_is_larger = answer.note.as_deref() == Some("more memory");
         assert!(machine_is_larger || checkup::Row::table(&forecast) == answer.memory, "{what}");
