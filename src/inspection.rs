@@ -135,7 +135,7 @@ pub struct Experts {
 pub struct Parameters {
     /// Of every tensor in the file.
     pub total: u64,
-    /// Total − routed × (1 − used / count), block by block.
+    /// Total − routed × (1 − used / count), block by block, less per-layer embedding tables, of which a token reads one row.
     pub active: u64,
     /// Active less the token embedding, of which a token reads one row.
     pub active_without_token_embedding: u64,
@@ -210,8 +210,10 @@ impl Inspection {
         }
         let total: u64 = parameters.values().sum();
         let idle: u64 = routed_by_block.iter().map(|(block, routed)| idle(model, *block, *routed)).sum();
-        let active = total.saturating_sub(idle);
-        let token_embd = parameters.get(&Role::TokenEmbd).copied().unwrap_or(0);
+        let tables = model.tensors.iter().filter(|tensor| tensor.name == "per_layer_token_embd.weight");
+        let tables: u64 = tables.map(Tensor::elements).sum();
+        let active = total.saturating_sub(idle).saturating_sub(tables);
+        let token_embd = parameters.get(&Role::TokenEmbd).copied().unwrap_or(0).saturating_sub(tables);
         let active_without_token_embedding = active.saturating_sub(token_embd);
         let parameters = Parameters { total, active, active_without_token_embedding, by_role: parameters };
         let bytes = TensorBytes { total: bytes.values().copied().sum(), by_role: bytes, by_type };

@@ -46,7 +46,9 @@ pub fn inspect(gguf: Gguf) -> (Model, Inspection) {
 /// The plans for budgets and contexts around a plan's own, for the page of the plan; `None` where there is nothing to vary.
 pub fn near(model: &Model, plan: &Plan, request: &Request) -> Option<SweepDocument> {
     let (budget, n_ctx) = (plan.machine.devices.first()?.total, plan.check.run.n_ctx);
-    let (budgets, contexts) = sweep::near(budget, n_ctx, model.hparams.context_length);
+    let range = [request.turn.tokens(), model.hparams.context_length];
+    let [least, most] = range.map(|slot| slot.saturating_mul(request.slots()));
+    let (budgets, contexts) = sweep::near(budget, n_ctx, (least, most));
     let axes = (Some(budgets.as_slice()), Some(contexts.as_slice()));
     let mut document = sweep::sweep(model, &plan.model.path, &plan.machine, request, axes).ok()?;
     document.asked = document.points.iter().position(|point| point.value == budget.0 && point.n_ctx == n_ctx);

@@ -69,7 +69,7 @@ const PLAN: &str = "Plan";
 pub struct Planning {
     /// Context length in tokens, or `max` for the largest that fits.
     ///
-    /// `32k` is 32768. Without it: room for the turn, at least 8192.
+    /// `32k` is 32768. Without it: the longest that moves no expert to the host and costs the turn at most 2%.
     #[cfg_attr(feature = "cli", arg(short = 'c', long, value_name = "N|max"))]
     pub ctx_size: Option<ContextChoice>,
     /// What may be done with the routed experts [default: auto].
@@ -151,7 +151,7 @@ impl Planning {
             run.n_batch = run.n_batch.max(run.n_ubatch);
         }
         // A longest context is what that objective asks for.
-        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Turn };
+        let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Auto };
         let mut context = self.ctx_size.unwrap_or(longest);
         if said("--ctx-size").is_some() {
             // `-c 0` is the model's own context; a plan writes the number.
@@ -167,7 +167,7 @@ impl Planning {
             load_mode: is_free("--load-mode"),
             cache_types: asks_for_types && types.iter().all(|name| is_free(name)),
             threads: is_free("--threads"),
-            op_offload: run.op_offload,
+            op_offload: run.op_offload && is_free("--op-offload"),
             cache_ram: is_free("--cache-ram"),
             expert_cache: said("--moe-cache-mib").is_some_and(is_auto),
         };

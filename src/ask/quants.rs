@@ -11,7 +11,7 @@ use crate::gguf::source::Which;
 use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::{self, Levers, Request, Strategy};
+use crate::plan::{self, ContextChoice, Levers, Request, Strategy};
 use crate::speed::Speed;
 
 #[derive(Debug, Serialize)]
@@ -91,8 +91,9 @@ impl Quants {
 pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes) -> Result<Fits, plan::Error> {
     let model = Model::from_gguf(gguf)?;
     let plan = |strategy| {
-        let request = Request { margin, strategy, levers: Levers::default(), ..Request::of(machine) };
-        plan::plan(&model, path, machine, &request)
+        let (context, levers) = (ContextChoice::Turn, Levers::default());
+        let request = Request { margin, strategy, context, levers, ..Request::of(machine) };
+        plan::brief(&model, path, machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {
         fits: plan.check.fits(),

@@ -133,18 +133,16 @@ fn deepest(suite: &Suite) -> u32 {
     suite.depths.iter().map(end).max().unwrap_or(0)
 }
 
-/// The context that a plan has at least, where nobody says.
-const PLANNED_CONTEXT: u32 = 8192;
-
-/// Sees to room for so many tokens in a slot, where the context is left to the planner.
+/// Sees to room for the turn and for so many tokens in a slot, where the context is left to the planner. There is no more: with what a
+/// plan has left over for a context, llama.cpp's own fitting would be left to move weights.
 fn make_room(options: &mut PlanOptions, tokens: u32) {
-    if options.planning.ctx_size.is_none()
-        && options.planning.objective != Objective::Context
-        && tokens > PLANNED_CONTEXT
-    {
-        let slots: u32 = options.launch.value("--parallel").and_then(|slots| slots.parse().ok()).unwrap_or(1);
-        options.planning.ctx_size = Some(ContextChoice::Fixed(padded(tokens).saturating_mul(slots)));
+    if options.planning.ctx_size.is_some() || options.planning.objective == Objective::Context {
+        return;
     }
+    let slots: u32 = options.launch.value("--parallel").and_then(|slots| slots.parse().ok()).unwrap_or(1);
+    let is_deeper = tokens > options.planning.turn().tokens();
+    let deeper = || ContextChoice::Fixed(padded(tokens).saturating_mul(slots));
+    options.planning.ctx_size = Some(if is_deeper { deeper() } else { ContextChoice::Turn });
 }
 
 /// The launches of a model, ready to be measured in turn.
@@ -380,11 +378,17 @@ mod tests {
         suite.depths.clone_from(&args.depths);
         assert_eq!(deepest(&suite), 64 + suite.depth_prompt + suite.depth_generate);
         let mut options = args.options;
-        // What is given is kept.
-        for (tokens, context) in [(8192, None), (16_900, Some(17_152)), (99_000, Some(17_152))] {
+        let mut room = |tokens| {
+            options.planning.ctx_size = None;
             make_room(&mut options, tokens);
-            assert_eq!(options.planning.ctx_size, context.map(ContextChoice::Fixed));
-        }
+            options.planning.ctx_size
+        };
+        assert_eq!(room(4608), Some(ContextChoice::Turn));
+        assert_eq!(room(16_900), Some(ContextChoice::Fixed(17_152)));
+        // What is given is kept.
+        options.planning.ctx_size = Some(ContextChoice::Max);
+        make_room(&mut options, 99_000);
+        assert_eq!(options.planning.ctx_size, Some(ContextChoice::Max));
         assert_eq!(["b11434-unknown", "b1-f00", "something"].map(|build| runtime_of(build).build), [11434, 1, 0]);
     }
 }

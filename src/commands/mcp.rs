@@ -176,7 +176,7 @@ const TOOLS: [Tool; 4] = [
             let Plan { model, machine, margin, planning, words } = of_json(asked)?;
             let options = PlanOptions { machine: of_machine(machine, margin)?, planning, ..PlanOptions::default() };
             let asked = plan::asked(&model, &options, &words, &WhatIfArgs::default(), output)?;
-            shown(&asked.first().context("internal error: no model")?.plan()?)
+            shown(&asked.first().context("internal error: no model")?.plan(false)?)
         },
     },
     Tool {

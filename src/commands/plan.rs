@@ -89,10 +89,11 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// The document, with what is to be said of the file and of this computer.
-    pub fn plan(&self) -> anyhow::Result<Plan> {
+    /// The document, whole or brief, with what is to be said of the file and of this computer.
+    pub fn plan(&self, is_brief: bool) -> anyhow::Result<Plan> {
         let Self { model, path, what_if, machine, request } = self;
-        let mut plan = plan::plan(model, path, machine, request)?;
+        let planned = if is_brief { plan::brief } else { plan::plan };
+        let mut plan = planned(model, path, machine, request)?;
         plan.warnings.splice(0..0, what_if.iter().flat_map(|what_if| what_if::warnings(what_if, path)));
         plan.model.what_if.clone_from(what_if);
         plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
@@ -289,7 +290,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(note) = assumed {
         output.say(&note);
     }
-    let mut plan = one.plan()?;
+    let mut plan = one.plan(args.emit.is_some())?;
     let Asked { model, machine, request, .. } = one;
     if args.upgrade {
         plan.upgrades = want::upgrades(&model, &machine, &request, bandwidth(args))?;

@@ -89,6 +89,18 @@ fn parameters_and_bytes_by_hand() {
 }
 
 #[test]
+fn tables_of_rows_are_not_active() {
+    let tensors = vec![
+        tensor("token_embd.weight", "f16", [8, 10, 1, 1]),
+        tensor("per_layer_token_embd.weight", "f16", [64, 10, 1, 1]),
+        tensor("blk.0.ffn_up.weight", "f16", [8, 32, 1, 1]),
+    ];
+    let counts = inspect(gguf("gemma3n", &[], tensors)).parameters;
+    assert_eq!((counts.total, counts.by_role[&Role::TokenEmbd]), (80 + 640 + 256, 80 + 640));
+    assert_eq!((counts.active, counts.active_without_token_embedding), (80 + 256, 256));
+}
+
+#[test]
 fn used_and_shared_experts_may_be_stated_otherwise() {
     let used = Value::Array(vec![Value::U64(1), Value::U64(3)]);
     let keys = [("apertus.expert_used_count", used), ("apertus.expert_shared_count", Value::U64(2))];

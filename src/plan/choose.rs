@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::explain::quantized;
-use super::search::{End, Stage, WORTH};
+use super::search::{End, Stage, UBATCHES, WORTH};
 use super::solver::{Candidate, Levers, Problem, Strategy};
 use super::split::split;
 use super::{Request, Turn};
@@ -27,6 +27,8 @@ const WORTH_OP_OFFLOAD: f64 = 0.05;
 const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
 const WORTH_QUANTIZED_CACHE: f64 = 0.03;
+/// A longer context may cost the turn this share.
+const WORTH_CONTEXT: f64 = 0.02;
 /// Shares of the room for experts that the expert cache (`--moe-cache-mib`) may get. Its memory is exact; how often it hits is the
 /// speed model's assumption.
 const CACHE_SHARES: [f64; 4] = [1.0, 0.75, 0.5, 0.25];
@@ -45,7 +47,7 @@ impl Problem<'_> {
             best = other;
         }
         if levers.expert_cache
-            && let Some(cached) = self.with_expert_cache(&best, true)?
+            && let Some(cached) = self.with_expert_cache(&best)?
             && self.is_better(&cached, &best, WORTH)
         {
             best = cached;
@@ -246,8 +248,8 @@ impl Problem<'_> {
     }
 
     /// The best launch with an expert cache beside `without`, which has none and keeps its other choices; `None` where nothing is to
-    /// be cached or no cache fits. With `exact`, it was judged; without, its compute is that of `without`.
-    pub fn with_expert_cache(&self, without: &Candidate, exact: bool) -> Result<Option<Candidate>, Error> {
+    /// be cached or no cache fits.
+    pub fn with_expert_cache(&self, without: &Candidate) -> Result<Option<Candidate>, Error> {
         if self.request.strategy != Strategy::Auto || self.machine.devices.is_empty() {
             return Ok(None);
         }
@@ -275,10 +277,7 @@ impl Problem<'_> {
                 best = Some(candidate);
             }
         }
-        match best {
-            Some(best) if exact => self.with_smaller_cache(best),
-            other => Ok(other.filter(Candidate::devices_fit)),
-        }
+        best.map_or(Ok(None), |best| self.with_smaller_cache(best))
     }
 
     /// The launch judged, its cache made smaller until the devices fit.
@@ -300,23 +299,83 @@ impl Problem<'_> {
         Ok(None)
     }
 
-    /// `run` with the context that the request asks for.
-    pub(super) fn with_context(&self, run: RunConfig) -> Result<RunConfig, Error> {
-        let n_ctx = match self.request.context {
-            ContextChoice::Fixed(n_ctx) => n_ctx,
-            ContextChoice::Turn => {
-                let slots = run.n_parallel.unwrap_or(1).max(1);
-                turn_context(self.request.turn, self.model.hparams.context_length).saturating_mul(slots)
-            }
-            ContextChoice::Max => self.largest_context(&run)?,
+    /// The best launch with the context that the request asks for.
+    pub(super) fn solve_in_context(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let shortest =
+            || turn_context(self.request.turn, self.model.hparams.context_length).saturating_mul(self.request.slots());
+        match self.request.context {
+            ContextChoice::Fixed(n_ctx) => self.solve_at(run, n_ctx),
+            ContextChoice::Turn => self.solve_at(run, shortest()),
+            ContextChoice::Auto => self.with_longer_context(run, self.solve_at(run, shortest())?),
+            ContextChoice::Max => self.solve_at(run, self.largest_context(run)?),
+        }
+    }
+
+    fn solve_at(&self, run: &RunConfig, n_ctx: u32) -> Result<Candidate, Error> {
+        self.solve(&RunConfig { n_ctx, ..run.clone() })
+    }
+
+    /// The plan with the longest context that moves no expert of `shortest` to the host and costs the turn little.
+    ///
+    /// That is mostly the end of what still fits with the same placement, or with a smaller micro-batch that costs little: the end is
+    /// found by judging that one launch, and what is found there is planned. Beyond it, plans are tried only where they may be as
+    /// good: where what is next to leave are not experts, and where that plan was not.
+    fn with_longer_context(&self, run: &RunConfig, shortest: Candidate) -> Result<Candidate, Error> {
+        let most = self.model.hparams.context_length.saturating_mul(self.request.slots());
+        if !shortest.fits() || most <= shortest.run.n_ctx || self.budgets_of_context(&shortest).is_empty() {
+            return Ok(shortest);
+        }
+        let seconds = shortest.estimate.turn_seconds * (1.0 + WORTH_CONTEXT);
+        let split = shortest.expert_split(self);
+        let hosted = |candidate: &Candidate| candidate.expert_split(self).routed_expert_bytes_on_host;
+        let is_cheap = |other: &Candidate| {
+            other.fits() && other.estimate.turn_seconds <= seconds && hosted(other) <= split.routed_expert_bytes_on_host
         };
-        Ok(RunConfig { n_ctx, ..run })
+        let smaller = UBATCHES.into_iter().filter(|n| self.request.levers.ubatch && *n < shortest.run.n_ubatch);
+        let settings = smaller.map(|n_ubatch| RunConfig { n_ubatch, ..shortest.run.clone() }).filter(|setting| {
+            let estimate = self.estimate(setting, &shortest.forecast.placement, &shortest.forecast);
+            estimate.turn_seconds <= seconds
+        });
+        let settings: Vec<RunConfig> = settings.chain([shortest.run.clone()]).collect();
+        let steps = |n_ctx: u32| n_ctx.div_ceil(256);
+        let n_ctx = |steps: u32| steps.saturating_mul(256).min(most);
+        let (mut best, mut too_many) = (shortest.clone(), steps(most) + 1);
+        for setting in settings {
+            let spare = |steps: u32| -> Result<i128, Error> {
+                let run = RunConfig { n_ctx: n_ctx(steps), ..setting.clone() };
+                let launch = Launch::new(self.model, self.machine, &run);
+                let forecast = launch.forecast(shortest.forecast.placement.clone(), None)?;
+                let candidate = self.candidate(run, forecast);
+                let missing = i128::from(candidate.missing().0);
+                Ok(if missing > 0 { -missing } else { self.spare(&candidate).max(0) })
+            };
+            let end = furthest(steps(shortest.run.n_ctx), steps(most), spare)?;
+            if end == steps(shortest.run.n_ctx) {
+                continue;
+            }
+            let longer = self.solve_at(run, n_ctx(end))?;
+            if is_cheap(&longer) {
+                best = longer;
+                break;
+            }
+            too_many = too_many.min(end);
+        }
+        let others_leave = split.routed_expert_bytes_on_devices == Bytes(0) || too_many <= steps(most);
+        let mut fits = steps(best.run.n_ctx);
+        let mut tried = fits + 1;
+        while others_leave && tried < too_many {
+            let longer = self.solve_at(run, n_ctx(tried))?;
+            if is_cheap(&longer) {
+                (best, fits) = (longer, tried);
+            } else {
+                too_many = tried;
+            }
+            tried = u32::midpoint(fits, too_many).max(fits + 1);
+        }
+        Ok(best)
     }
 
     /// The largest multiple of 256 that fits with the experts on the host; 256 where none does.
-    ///
-    /// Memory grows with the context in nearly a straight line, so after the longest and a short one, each try is where the line
-    /// says that the budget ends, and its neighbour.
     fn largest_context(&self, run: &RunConfig) -> Result<u32, Error> {
         let strategy = match self.request.strategy {
             Strategy::AllOnDevice | Strategy::Rules => self.request.strategy,
@@ -324,32 +383,18 @@ impl Problem<'_> {
         };
         let request = Request { strategy, levers: Levers::default(), ..self.request.clone() };
         let lean = Problem { request: &request, ..self.clone() };
-        let judge = |steps: u32| -> Result<i128, Error> {
-            Ok(lean.spare(&lean.solve(&RunConfig { n_ctx: steps * 256, ..run.clone() })?))
-        };
-        let (mut fits, mut too_many) = (1, self.model.hparams.context_length.div_ceil(256).max(1));
-        let (mut left, mut short) = (judge(fits)?, judge(too_many)?);
-        if left < 0 || short >= 0 {
-            return Ok(if left < 0 { 256 } else { too_many * 256 });
-        }
-        let mut tries = 0;
-        while too_many - fits > 1 {
-            tries += 1;
-            let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
-            let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
-            let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
-            let found = judge(tried)?;
-            if found >= 0 {
-                (fits, left) = (tried, found);
-            } else {
-                (too_many, short) = (tried, found);
-            }
-        }
-        Ok(fits * 256)
+        let spare = |steps: u32| -> Result<i128, Error> { Ok(lean.spare(&lean.solve_at(run, steps * 256)?)) };
+        Ok(furthest(1, self.model.hparams.context_length.div_ceil(256).max(1), spare)? * 256)
     }
 
-    /// Bytes left where least are; negative where they are missing. The host counts where the context is there.
+    /// Bytes left where least are; negative where they are missing.
     fn spare(&self, candidate: &Candidate) -> i128 {
+        // Nothing has a budget: there is neither room nor too little of it.
+        self.budgets_of_context(candidate).into_iter().min().unwrap_or(0)
+    }
+
+    /// What is left, in bytes, of each budget that the context takes from; the host's only where the context is there.
+    fn budgets_of_context(&self, candidate: &Candidate) -> Vec<i128> {
         let signed = |budget: Bytes, used: Bytes| i128::from(budget.0) - i128::from(used.0);
         let devices = self.machine.devices.iter().filter_map(|device| {
             let row = candidate.forecast.memory.get(&device.name)?;
@@ -359,8 +404,33 @@ impl Problem<'_> {
         let there = self.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
         let used = candidate.forecast.in_main_memory(self.machine) + candidate.forecast.host_needs.least();
         let host = self.machine.host.ram.filter(|_| there).map(|ram| signed(ram, used));
-        devices.chain(host).min().unwrap_or(0) // Nothing has a budget: there is neither room nor too little of it.
+        devices.chain(host).collect()
     }
+}
+
+/// The largest count from `fits` to `most` of which `spare` is not negative; `fits` where none is.
+///
+/// Memory grows with the context in nearly a straight line, so after both ends each try is where the line says that the budget ends,
+/// and its neighbour.
+fn furthest<E>(mut fits: u32, most: u32, mut spare: impl FnMut(u32) -> Result<i128, E>) -> Result<u32, E> {
+    let (mut too_many, mut left, mut short) = (most, spare(fits)?, spare(most)?);
+    if left < 0 || short >= 0 {
+        return Ok(if left < 0 { fits } else { most });
+    }
+    let mut tries = 0;
+    while too_many - fits > 1 {
+        tries += 1;
+        let by_line = i128::from(too_many - fits) * left / (left - short).max(1);
+        let by_line = u32::try_from(by_line).map_or(fits, |steps| fits + steps);
+        let tried = if tries < 7 { by_line.clamp(fits + 1, too_many - 1) } else { u32::midpoint(fits, too_many) };
+        let found = spare(tried)?;
+        if found >= 0 {
+            (fits, left) = (tried, found);
+        } else {
+            (too_many, short) = (tried, found);
+        }
+    }
+    Ok(fits)
 }
 
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "bytes below 2^52, ranked only")]
@@ -373,7 +443,9 @@ fn part(room: i128, share: f64) -> i128 {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String")]
 pub enum ContextChoice {
-    /// Room for the turn, at least 8192 tokens, at most the model's own length.
+    /// The longest that moves no expert and costs the turn at most 2%, at most the model's own length for each slot.
+    Auto,
+    /// Room for the turn and no more, at most the model's own length.
     Turn,
     /// The largest that fits with every movable expert on the host.
     Max,
@@ -400,9 +472,9 @@ impl TryFrom<String> for ContextChoice {
     }
 }
 
-/// Room for the turn rounded up to 256, at least 8192, at most what the model was trained on.
+/// Room for the turn rounded up to 256, at most what the model was trained on.
 fn turn_context(turn: Turn, context_length: u32) -> u32 {
-    let wanted = padded(turn.tokens()).max(8192);
+    let wanted = padded(turn.tokens());
     if context_length == 0 { wanted } else { wanted.min(context_length) }
 }
 
@@ -459,7 +531,7 @@ mod tests {
     #[test]
     fn the_context_holds_the_turn() {
         let turn = |prompt, depth| Turn { prompt, generate: 512, depth };
-        assert_eq!(turn_context(turn(4096, 0), 131_072), 8192);
+        assert_eq!(turn_context(turn(4096, 0), 131_072), 4608);
         assert_eq!(turn_context(turn(4096, 16384), 131_072), 20992);
         assert_eq!(turn_context(turn(4096, 16384), 4096), 4096);
     }

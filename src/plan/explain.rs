@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::search::{End, Stage};
-use super::solver::{Candidate, Levers, Problem, Strategy};
+use super::solver::{Candidate, Problem, Strategy};
 use super::{ContextChoice, ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::checkup::Row;
@@ -15,7 +15,7 @@ use crate::gguf::GgmlType;
 use crate::memory::{Error, HOST};
 use crate::number::signed;
 use crate::rules::Role;
-use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args};
+use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args, spelling};
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
@@ -51,6 +51,22 @@ pub struct FitChoice {
     /// Why it stopped half-way, in llama.cpp's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// What a plan with another context gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Rung {
+    /// `-c`, in tokens of all slots together.
+    pub n_ctx: u32,
+    /// Whether it is within the budgets.
+    pub fits: bool,
+    pub shortfall: BTreeMap<String, Bytes>,
+    /// Blocks with at least one expert tensor on the host, as `placement.blocks_with_experts_on_host`.
+    pub experts_on_host: usize,
+    pub speed: Speed,
+    /// Its predicted time of the turn, in seconds.
+    pub turn_seconds: f64,
 }
 
 /// One term of the fullest device, and what would make it smaller.
@@ -113,7 +129,7 @@ impl Subject<'_> {
     fn alternative(&self, what: impl Into<String>, candidate: &Candidate, note: &str) -> Alternative {
         Alternative {
             what: what.into(),
-            args: args::args(&candidate.run),
+            args: args::args_beside(&candidate.run, &self.problem.request.beside),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
             memory: Row::table(&candidate.forecast),
@@ -125,11 +141,13 @@ impl Subject<'_> {
         }
     }
 
-    /// The plan with an expert cache: beside this one where the build has it; else only what it would give.
+    /// The plan with an expert cache: beside this one where the build has it; else where explanations are asked for, on the first
+    /// build that has it.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
         let has_it = target.has_expert_cache();
-        if self.candidate.run.moe_cache_mib > 0 || !(has_it || problem.request.explain) {
+        let may_have = has_it || (problem.request.explain && target.dialect != Dialect::Ik);
+        if self.candidate.run.moe_cache_mib > 0 || !may_have {
             return Ok(Vec::new());
         }
         let note = if has_it {
@@ -137,60 +155,104 @@ impl Subject<'_> {
         } else {
             format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
         };
-        let cached = problem.with_expert_cache(self.candidate, has_it)?;
-        let what = |cached: &Candidate| format!("--moe-cache-mib {}", cached.run.moe_cache_mib);
+        let mut without = self.candidate.clone();
+        let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
+        without.run.target.build = target.build.max(first);
+        let cached = problem.with_expert_cache(&without)?;
+        let what = |cached: &Candidate| format!("an expert cache (--moe-cache-mib {})", cached.run.moe_cache_mib);
         Ok(cached.iter().map(|cached| self.alternative(what(cached), cached, &note)).collect())
     }
 
-    /// What every other choice would give, each planned with all else as it is: one change each, then one block more on each device,
-    /// one less, and the other end of its range on the host.
-    fn others(&self) -> Result<Vec<Alternative>, Error> {
-        let request = Request { levers: Levers::default(), ..self.problem.request.clone() };
-        let problem = Problem { request: &request, ..self.problem.clone() };
-        let (devices, cores) = (&problem.machine.devices, problem.machine.host.cores);
-        // The launch with all its choices as they are, the planner's overrides apart.
-        let base = RunConfig { overrides: request.run.overrides.clone(), ..self.candidate.run.clone() };
-        let mut found = Vec::new();
-        let mut change = |what: String, note: &str, edit: &dyn Fn(&mut RunConfig)| {
-            let mut run = base.clone();
-            edit(&mut run);
-            // A launch that llama.cpp would refuse is not an alternative.
-            found.extend(problem.solve(&run).ok().map(|candidate| self.alternative(what, &candidate, note)));
+    /// A plan for each usual context and for the model's own, by slot, as far as the turn has room.
+    pub(super) fn ladder(&self) -> Vec<Rung> {
+        let Problem { model, request, .. } = self.problem;
+        let own = Some(model.hparams.context_length).filter(|own| *own > 0);
+        let usual = LADDER.into_iter().filter(|tokens| own.is_none_or(|own| *tokens < own));
+        let planned = |tokens: u32| {
+            let n_ctx = tokens.saturating_mul(request.slots());
+            let request = Request { context: ContextChoice::Fixed(n_ctx), ..(*request).clone() };
+            let problem = Problem { request: &request, ..self.problem.clone() };
+            let is_this = n_ctx == self.candidate.run.n_ctx;
+            let candidate = if is_this { self.candidate.clone() } else { super::solve_with(&problem).ok()? };
+            Some(Rung {
+                n_ctx,
+                fits: candidate.fits(),
+                experts_on_host: candidate.expert_split(&problem).blocks_with_experts_on_host,
+                shortfall: candidate.shortfall,
+                speed: candidate.estimate.speed,
+                turn_seconds: candidate.estimate.turn_seconds,
+            })
         };
-        for n_ubatch in [base.n_ubatch / 2, base.n_ubatch.saturating_mul(2)] {
-            if (64..=base.n_ctx.max(512)).contains(&n_ubatch) {
-                change(format!("-ub {n_ubatch}"), "", &|run| {
-                    (run.n_batch, run.n_ubatch) = (run.n_batch.max(n_ubatch), n_ubatch);
+        // Longer ones than a context that does not fit are not worth the time.
+        let may_fit =
+            |tokens: &u32| self.candidate.fits() || tokens.saturating_mul(request.slots()) <= self.candidate.run.n_ctx;
+        let has_room = |tokens: &u32| *tokens >= request.turn.tokens();
+        usual.chain(own).filter(|tokens| has_room(tokens) && may_fit(tokens)).filter_map(planned).collect()
+    }
+
+    /// What the same request gives with one more wish; `None` where llama.cpp would refuse the launch. `words` ask for it; they say the
+    /// context where the request left it open, since that is kept.
+    fn asked(&self, words: &str, note: &str, edit: &dyn Fn(&mut Request)) -> Option<Alternative> {
+        let context = ContextChoice::Fixed(self.candidate.run.n_ctx);
+        let mut request = Request { context, ..self.problem.request.clone() };
+        edit(&mut request);
+        let is_said = request.context != context || self.problem.request.context == context;
+        let what = if is_said { words.to_string() } else { format!("-c {} {words}", self.candidate.run.n_ctx) };
+        let candidate = super::solve_with(&Problem { request: &request, ..self.problem.clone() }).ok()?;
+        Some(self.alternative(what, &candidate, note))
+    }
+
+    /// What the request gives with every other choice, one at a time; then the plan with one block more on each device, one less, and
+    /// the other end of its range on the host.
+    fn others(&self) -> Result<Vec<Alternative>, Error> {
+        let Problem { model, machine, request, .. } = self.problem;
+        let chosen = &self.candidate.run;
+        let mut found = Vec::new();
+        let mut change = |words: String, note: &str, edit: &dyn Fn(&mut Request)| {
+            found.extend(self.asked(&words, note, edit));
+        };
+        for n_ubatch in [chosen.n_ubatch / 2, chosen.n_ubatch.saturating_mul(2)] {
+            if (64..=chosen.n_ctx.max(512)).contains(&n_ubatch) {
+                change(format!("-ub {n_ubatch}"), "", &|to| {
+                    (to.run.n_ubatch, to.levers.ubatch) = (n_ubatch, false);
+                    to.run.n_batch = if to.levers.batch { to.run.n_batch.max(n_ubatch) } else { to.run.n_batch };
                 });
             }
         }
-        let (mode, note) = match base.load_mode {
+        let (mode, note) = match chosen.load_mode {
             LoadMode::None => (LoadMode::Mmap, ""),
             _ => (LoadMode::None, "the host's weights must fit into main memory"),
         };
-        change(format!("-lm {}", mode.word()), note, &|run| run.load_mode = mode);
-        if let Some(quantized) = quantized(&base) {
-            change(QUANTIZED.to_string(), QUALITY, &|run| run.clone_from(&quantized));
+        change(format!("-lm {}", mode.word()), note, &|to| (to.run.load_mode, to.levers.load_mode) = (mode, false));
+        if quantized(chosen).is_some() {
+            change(QUANTIZED.to_string(), QUALITY, &quantize);
         }
-        let trained = problem.model.hparams.context_length;
-        for n_ctx in [base.n_ctx / 2, base.n_ctx.saturating_mul(2)] {
-            if n_ctx >= 1024 && (trained == 0 || n_ctx <= trained) {
-                change(format!("-c {n_ctx}"), "", &|run| run.n_ctx = n_ctx);
+        let trained = model.hparams.context_length;
+        for n_ctx in [chosen.n_ctx / 2, chosen.n_ctx.saturating_mul(2)] {
+            let slot = n_ctx / request.slots();
+            if slot >= request.turn.tokens() && (trained == 0 || slot <= trained) {
+                change(format!("-c {n_ctx}"), "", &|to| to.context = ContextChoice::Fixed(n_ctx));
             }
         }
-        let offload = if base.op_offload { "--no-op-offload" } else { "with op offload" };
-        change(offload.to_string(), "", &|run| run.op_offload = !run.op_offload);
-        if let Some(half) = base.n_threads.or(cores).map(|cores| cores / 2).filter(|half| *half > 0) {
-            change(format!("-t {half}"), "", &|run| run.n_threads = Some(half));
+        if request.run.op_offload {
+            let words = if chosen.op_offload { "--no-op-offload" } else { "-- --op-offload" };
+            change(words.to_string(), "", &|to| {
+                (to.run.op_offload, to.levers.op_offload) = (!chosen.op_offload, false)
+            });
         }
-        let stage = Stage::new(&problem, base.clone(), &[Role::RoutedExpert])?;
+        if let Some(half) = chosen.n_threads.or(machine.host.cores).map(|cores| cores / 2).filter(|half| *half > 0) {
+            change(format!("-t {half}"), "", &|to| (to.run.n_threads, to.levers.threads) = (Some(half), false));
+        }
+        // The launch with all its choices as they are, the planner's overrides apart.
+        let base = RunConfig { overrides: request.run.overrides.clone(), ..chosen.clone() };
+        let stage = Stage::new(self.problem, base.clone(), &[Role::RoutedExpert])?;
         let kept = stage.kept_of(&self.candidate.forecast.placement);
         if stage.is_fixed() || kept == stage.everything() {
             return Ok(found);
         }
         let host = stage.end_of(&kept);
         let mut moved = Vec::new();
-        for (at, device) in (0..).zip(devices) {
+        for (at, device) in (0..).zip(&machine.devices) {
             moved.push((format!("one more block on {}", device.name), stage.one_more(&kept, at, host)));
             moved.push((format!("one step less on {}", device.name), stage.one_less(&kept, at, host)));
         }
@@ -198,7 +260,7 @@ impl Subject<'_> {
         let mirrored = Some(stage.mirrored(&kept, other)).filter(|mirrored| *mirrored != kept);
         moved.push((format!("the {name} blocks' experts on the host instead"), mirrored));
         for (what, kept) in moved.into_iter().filter_map(|(what, kept)| Some((what, kept?))) {
-            found.push(self.alternative(what, &problem.judge(stage.run(&base, &kept))?, ""));
+            found.push(self.alternative(what, &self.problem.judge(stage.run(&base, &kept))?, ""));
         }
         Ok(found)
     }
@@ -259,7 +321,8 @@ impl Subject<'_> {
     /// in one thing, or in two where one would hardly do.
     fn fixes(&self) -> Vec<Alternative> {
         let Problem { model, machine, request, .. } = self.problem;
-        let (run, is_longest, q8_0) = (&request.run, request.context == ContextChoice::Max, quantized(&request.run));
+        let (run, is_longest) = (&request.run, request.context == ContextChoice::Max);
+        let may_quantize = quantized(run).is_some();
         let mut found = Vec::new();
         let mut fix = |applies: bool, what: &str, note: &str, edit: &dyn Fn(&mut Request)| {
             let mut changed = (*request).clone();
@@ -267,15 +330,15 @@ impl Subject<'_> {
             if applies
                 && let Ok(candidate) = super::solve(model, machine, &changed)
                 && candidate.fits()
+                && (changed.context == request.context || candidate.forecast.numbers.n_ctx_seq >= request.turn.tokens())
             {
                 let what = what.replace("{c}", &candidate.run.n_ctx.to_string());
                 found.push(self.alternative(what, &candidate, note));
             }
         };
-        let quantize = |to: &mut Request| to.run.clone_from(q8_0.as_ref().unwrap_or(run));
         fix(!is_longest, "-c {c}", "", &|to| to.context = ContextChoice::Max);
-        fix(q8_0.is_some(), QUANTIZED, QUALITY, &quantize);
-        fix(q8_0.is_some() && !is_longest, "-ctk q8_0 -ctv q8_0 -c {c}", QUALITY, &|to| {
+        fix(may_quantize, QUANTIZED, QUALITY, &quantize);
+        fix(may_quantize && !is_longest, "-ctk q8_0 -ctv q8_0 -c {c}", QUALITY, &|to| {
             quantize(to);
             to.context = ContextChoice::Max;
         });
@@ -283,8 +346,7 @@ impl Subject<'_> {
             (to.levers.ubatch, to.levers.batch) = (true, true);
         });
         fix(request.strategy != Strategy::Auto, "--strategy auto", "", &|to| to.strategy = Strategy::Auto);
-        let several = run.n_parallel.is_some_and(|slots| slots > 1);
-        fix(several, "-np 1", "one slot instead of several", &|to| to.run.n_parallel = Some(1));
+        fix(request.slots() > 1, "-np 1", "one slot instead of several", &|to| to.run.n_parallel = Some(1));
         fix(!run.overrides.is_empty(), "without your own overrides", "", &|to| to.run.overrides.clear());
         let missing = self.candidate.shortfall.get(HOST).copied().unwrap_or_default();
         let fewer = self.candidate.forecast.host_needs.fewer_checkpoints(run, missing);
@@ -325,9 +387,16 @@ impl Subject<'_> {
     }
 }
 
+/// Contexts of the ladder beside the model's own, in tokens.
+const LADDER: [u32; 4] = [8192, 32768, 65536, 131_072];
 const QUANTIZED: &str = "-ctk q8_0 -ctv q8_0";
 const QUALITY: &str = "a quantized cache costs quality that no speed shows";
 const NO_MARGIN: &str = "this leaves no margin for prediction error";
+
+fn quantize(to: &mut Request) {
+    to.run = quantized(&to.run).unwrap_or_else(|| to.run.clone());
+    to.levers.cache_types = false;
+}
 
 /// The launch with a quantized cache, where its cache is not.
 pub(super) fn quantized(run: &RunConfig) -> Option<RunConfig> {

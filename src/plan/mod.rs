@@ -37,7 +37,7 @@ use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::{Hint, Refusal};
 pub use choose::ContextChoice;
-use explain::{FitChoice, Subject, Why};
+use explain::{FitChoice, Rung, Subject, Why};
 use solver::{Candidate, Computes, Problem};
 pub use solver::{Levers, Objective, Strategy};
 
@@ -131,6 +131,9 @@ pub struct Plan {
     /// What llama.cpp's own fitting (`--fit on`) would choose for the same context; absent without a device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit_choice: Option<FitChoice>,
+    /// Plans for other contexts, the shortest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ladder: Vec<Rung>,
     /// Why it is so, and what else there is.
     #[serde(flatten)]
     pub why: Why,
@@ -191,13 +194,13 @@ impl Hint for Error {
 }
 
 impl Request {
-    /// What `moeplan plan` asks without flags: the usual turn, a context with room for it, every choice the planner's, and
-    /// free on each device what was learned of `machine`.
+    /// What `moeplan plan` asks without flags: the usual turn, every choice the planner's, and free on each device what was learned
+    /// of `machine`.
     pub fn of(machine: &Machine) -> Self {
         Self {
             run: RunConfig::default(),
             beside: Vec::new(),
-            context: ContextChoice::Turn,
+            context: ContextChoice::Auto,
             turn: Turn::default(),
             margin: machine.margin(),
             strategy: Strategy::Auto,
@@ -206,6 +209,11 @@ impl Request {
             tensors: false,
             explain: false,
         }
+    }
+
+    /// Slots of the server (`-np`): one where nobody says.
+    pub fn slots(&self) -> u32 {
+        self.run.n_parallel.unwrap_or(1).max(1)
     }
 
     pub fn problem<'a>(&'a self, model: &'a Model, machine: &'a Machine) -> Problem<'a> {
@@ -241,7 +249,7 @@ impl Request {
         let all_devices = || machine.devices.iter().map(|device| device.name.clone()).collect();
         RunConfig {
             program: Program::Server,
-            n_parallel: Some(self.run.n_parallel.unwrap_or(1)),
+            n_parallel: Some(self.slots()),
             n_gpu_layers: if self.run.n_gpu_layers == -1 { layers } else { self.run.n_gpu_layers },
             devices: Some(self.run.devices.clone().unwrap_or_else(all_devices)),
             rpc: machine.rpc_servers(&self.run.rpc),
@@ -257,30 +265,24 @@ pub fn solve(model: &Model, machine: &Machine, request: &Request) -> Result<Cand
 }
 
 fn solve_with(problem: &Problem<'_>) -> Result<Candidate, Error> {
-    Ok(problem.solve(&problem.with_context(problem.request.start(problem.model, problem.machine))?)?)
+    Ok(problem.solve_in_context(&problem.request.start(problem.model, problem.machine))?)
 }
 
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     planned(model, path, machine, request, true)
 }
 
-/// A plan without what llama.cpp's own fitting would choose: that takes as long as everything else.
+/// A plan without what llama.cpp's own fitting would choose and without the ladder: they take longer than everything else.
 #[doc(hidden)]
 pub fn brief(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     planned(model, path, machine, request, false)
 }
 
-fn planned(
-    model: &Model,
-    path: &str,
-    machine: &Machine,
-    request: &Request,
-    compares_fitting: bool,
-) -> Result<Plan, Error> {
+fn planned(model: &Model, path: &str, machine: &Machine, request: &Request, is_whole: bool) -> Result<Plan, Error> {
     let problem = request.problem(model, machine);
     let candidate = solve_with(&problem)?;
     if let Some((machine, request, warning)) = choose::without_idle(machine, request, &candidate) {
-        let mut plan = planned(model, path, &machine, &request, compares_fitting)?;
+        let mut plan = planned(model, path, &machine, &request, is_whole)?;
         plan.warnings.push(warning);
         return Ok(plan);
     }
@@ -311,7 +313,8 @@ fn planned(
         args,
         command,
         placement: candidate.expert_split(&problem),
-        fit_choice: if compares_fitting { subject.fit_choice()? } else { None },
+        fit_choice: if is_whole { subject.fit_choice()? } else { None },
+        ladder: if is_whole { subject.ladder() } else { Vec::new() },
         why: subject.why()?,
         upgrades: Vec::new(),
     })
@@ -343,7 +346,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     let trained = model.hparams.context_length;
     if let ContextChoice::Fixed(n_ctx) = request.context
         && trained > 0
-        && n_ctx / request.run.n_parallel.unwrap_or(1).max(1) > trained
+        && n_ctx / request.slots() > trained
     {
         let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
         warn("context-beyond-training", message, "-c max stays within it");

@@ -24,7 +24,7 @@ use crate::run::{FlashAttn, RunConfig, numbers, on_host};
 use crate::speed::Estimate;
 
 /// Micro-batches to choose from, in tokens.
-const UBATCHES: [u32; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
+pub const UBATCHES: [u32; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
 /// llama.cpp's `-ub` where it is not given: smaller ones are an exception.
 const USUAL_UBATCH: u32 = 512;
 const LEAST_UBATCH: u32 = 64;

@@ -204,8 +204,8 @@ pub fn sweep(
 const CARDS: [u64; 14] = [4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96];
 
 /// What a reader of a plan may ask next: budgets that cards have on both sides of the plan's own, in bytes, and contexts from half
-/// to four times the plan's, in tokens, as far as the model was trained.
-pub fn near(budget: Bytes, n_ctx: u32, trained: u32) -> (Vec<u64>, Vec<u64>) {
+/// to four times the plan's, in tokens, with room for the turn and as far as the model was trained: from `least` to `most`.
+pub fn near(budget: Bytes, n_ctx: u32, (least, most): (u32, u32)) -> (Vec<u64>, Vec<u64>) {
     let own = budget.0;
     let cards = || CARDS.iter().map(|gib| gib * GIB);
     let below = cards().rev().filter(|card| *card < own).take(3);
@@ -213,7 +213,7 @@ pub fn near(budget: Bytes, n_ctx: u32, trained: u32) -> (Vec<u64>, Vec<u64>) {
     let mut budgets: Vec<u64> = below.chain([own]).chain(above).filter(|bytes| *bytes > 0).collect();
     budgets.sort_unstable();
     let own = u64::from(n_ctx);
-    let others = [own / 2, own * 2, own * 4].into_iter().filter(|n| *n >= 1024 && *n <= u64::from(trained));
+    let others = [own / 2, own * 2, own * 4].into_iter().filter(|n| (u64::from(least)..=u64::from(most)).contains(n));
     let mut contexts: Vec<u64> = others.chain([own]).collect();
     contexts.sort_unstable();
     (budgets, contexts)
@@ -257,11 +257,11 @@ mod tests {
 
     #[test]
     fn what_is_near_a_plan_has_it_in_its_middle() {
-        let (budgets, contexts) = near(Bytes(24 * GIB), 8192, 20_000);
+        let (budgets, contexts) = near(Bytes(24 * GIB), 8192, (4096, 20_000));
         assert_eq!(budgets, [12, 16, 20, 24, 32, 40, 48].map(|gib| gib * GIB));
         assert_eq!(contexts, [4096, 8192, 16384]);
-        assert_eq!(near(Bytes(5 * GIB), 512, 0), ([4, 5, 6, 8, 10].map(|gib| gib * GIB).to_vec(), vec![512]));
-        assert_eq!(near(Bytes(200 * GIB), 4096, 4096).0.last(), Some(&(200 * GIB)));
+        assert_eq!(near(Bytes(5 * GIB), 512, (0, 0)), ([4, 5, 6, 8, 10].map(|gib| gib * GIB).to_vec(), vec![512]));
+        assert_eq!(near(Bytes(200 * GIB), 4096, (4096, 4096)).0.last(), Some(&(200 * GIB)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Pages for a terminal: the answer first, tables after it, the command to paste last. Colour only for meaning.
+//! Pages for a terminal, as they are. Colour only for meaning.
 
 use anstyle::Style;
 
@@ -13,14 +13,13 @@ pub fn report(report: &Report, is_long: bool, width: usize) -> String {
 }
 
 fn page(page: &Page, is_long: bool, width: usize) -> String {
-    let shown = || page.blocks.iter().filter(|(is_detail, _)| is_long || !is_detail).map(|(_, block)| block);
-    let is_command = |block: &&Block| matches!(block, Block::Command(..));
+    let shown = page.blocks.iter().filter(|(is_detail, _)| is_long || !is_detail).map(|(_, block)| block);
     let mut out = format!("{}\n", escape::terminal(&dotted([&page.title, &page.about])));
     if !page.source.is_empty() {
         out += &format!("from {}\n", escape::terminal(&page.source));
     }
     let mut before: Option<&Block> = None;
-    for part in shown().filter(|part| !is_command(part)).chain(shown().filter(is_command)) {
+    for part in shown {
         let goes_on = match (before, part) {
             (Some(Block::Command(..)), Block::Command(label, _)) => label.is_empty(),
             (Some(Block::Note(..)), Block::Note(..))
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_shows_the_answer_first_the_command_last_and_details_when_asked() {
+    fn a_terminal_shows_the_answer_first_and_details_when_asked() {
         let mut shown = Page::new("Plan", "a\u{1b}[31m", "phimoe");
         shown.push(Block::Verdict(Verdict::Good, "Fits.".into()));
         shown.push(Block::KeyFigures(vec![KeyFigure::new("context", "8,192", "tokens")]));
@@ -97,8 +96,8 @@ mod tests {
         shown.push(Block::Note(Verdict::Caution, "odd\u{202e}".into(), Some("mend it".into())));
         let report = Report::from(vec![shown]);
         let plain = |is_long| anstream::adapter::strip_str(&super::report(&report, is_long, 80)).to_string();
-        let note = "warning: odd\\u{202e}\n   hint: mend it\n\nllama-server -m m\n";
-        let answer = "a\\u{1b}[31m · phimoe\n\nFits.\n\ncontext  8,192 tokens\n\n";
+        let note = "warning: odd\\u{202e}\n   hint: mend it\n";
+        let answer = "a\\u{1b}[31m · phimoe\n\nFits.\n\ncontext  8,192 tokens\n\nllama-server -m m\n\n";
         assert_eq!(plain(false), format!("{answer}{note}"));
         assert_eq!(plain(true), format!("{answer}why\n\n{note}"));
     }

@@ -4,6 +4,7 @@
 mod support;
 
 mod accuracy;
+mod answers;
 mod builds;
 #[cfg(feature = "cli")]
 mod contradictions;

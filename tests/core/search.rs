@@ -149,3 +149,42 @@ proptest! {
         never_dearer(&MODELS[which], contexts.into_iter()).map_err(TestCaseError::fail)?;
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 6 }, ..ProptestConfig::default() })]
+    /// The context that is chosen costs the turn at most 2% and moves no expert, and no longer one that is tried does.
+    #[test]
+    fn the_context_is_the_longest_for_nothing(
+        which in 0usize..4,
+        budget in 900u64..9000,
+        slots in 1u32..3,
+        asks in any::<bool>(),
+    ) {
+        static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+            ["qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b", "llama-3.1-8b"]
+                .map(|name| model(name, &Wish { blocks: Some(6), ..Wish::default() })).into()
+        });
+        let (model, machine) = (&MODELS[which], one_card(budget));
+        let planned = |context| {
+            let levers = if asks { Levers::unasked() } else { Levers::default() };
+            let run = RunConfig { n_parallel: Some(slots), ..RunConfig::default() };
+            let request = Request { run, levers, context, ..request(Strategy::Auto) };
+            let found = plan::solve(model, &machine, &request).unwrap();
+            let hosted = found.expert_split(&request.problem(model, &machine)).routed_expert_bytes_on_host;
+            (found.run.n_ctx, found.fits(), hosted, found.estimate.turn_seconds)
+        };
+        let (shortest, fits, hosted, seconds) = planned(ContextChoice::Turn);
+        let chosen = planned(ContextChoice::Auto);
+        prop_assert_eq!(shortest, 4608 * slots);
+        prop_assert_eq!(chosen, planned(ContextChoice::Fixed(chosen.0)));
+        let is_free = |other: (u32, bool, _, f64)| other.1 && other.2 <= hosted && other.3 <= seconds * 1.02;
+        let is_right = if fits { is_free(chosen) } else { chosen.0 == shortest };
+        prop_assert!(is_right, "{:?}", chosen);
+        let most = model.hparams.context_length * slots;
+        let longer = (1..).map(|n| chosen.0 + n * n * 256).take_while(|n_ctx| *n_ctx <= most);
+        for n_ctx in longer.filter(|_| fits) {
+            let other = planned(ContextChoice::Fixed(n_ctx));
+            prop_assert!(!is_free(other), "{:?} is for nothing as well as {:?}", other, chosen);
+        }
+    }
+}

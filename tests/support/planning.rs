@@ -24,7 +24,7 @@ pub fn request(strategy: Strategy) -> Request {
     Request {
         run: RunConfig::default(),
         beside: Vec::new(),
-        context: ContextChoice::Turn,
+        context: ContextChoice::Auto,
         turn: Turn { prompt: 4096, generate: 512, depth: 0 },
         margin: Bytes::mib(256),
         strategy,

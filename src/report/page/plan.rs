@@ -27,14 +27,14 @@ impl Document for Checked {
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
         let (verdict, text) = verdict(check);
         page.push(Block::Verdict(verdict, text));
-        page.push(variants(&self.variants));
         page.push(check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
             let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
             let reason = &terms.first()?.reason;
             Some(Block::Prose(format!("Not counted: {}. Reason: {reason}.", what.join(", "))))
         }));
-        page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check)).collect()));
+        page.detail(Block::Command(String::new(), self.command.clone()));
+        page.push(variants(&self.variants));
         page.push(by_device(check));
         page.push(self.projected.iter().flat_map(projected));
         show_main_memory(check, &mut page);
@@ -145,12 +145,12 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
     }
 }
 
-/// The launches of a grid, of which the figures below are the largest's.
 /// A terminal shows it at once only where it decides something.
 fn show_main_memory(check: &Checkup, page: &mut Page) {
     if check.main_memory.is_some() { page.push(main_memory(check)) } else { page.detail(main_memory(check)) }
 }
 
+/// The launches of a grid, of which the other figures are the largest's.
 fn variants(variants: &[Variant]) -> Option<Block> {
     let row = |variant: &Variant| {
         let memory = variant
@@ -167,7 +167,7 @@ fn variants(variants: &[Variant]) -> Option<Block> {
         [variant.what.clone(), answer, thousands(variant.n_ctx.into()), memory]
     };
     let table = Table::rows_of("variant|fits|>context|memory", variants.iter().map(row));
-    Block::table("Variants (the figures below are for the largest)", table).filter(|_| !variants.is_empty())
+    Block::table("Variants (all other figures are for the largest)", table).filter(|_| !variants.is_empty())
 }
 
 /// What a launch loads, where that is more than one model.
@@ -389,6 +389,21 @@ impl Plan {
         self.fit_choice.iter().map(|choice| &choice.launch).chain(&self.why.alternatives)
     }
 
+    fn ladder(&self) -> Table {
+        let rows = self.ladder.iter().map(|rung| {
+            row![
+                thousands(rung.n_ctx.into()),
+                fits(rung.fits, &rung.shortfall),
+                format!("{} of {}", rung.experts_on_host, self.placement.blocks_with_experts),
+                rate(rung.speed.pp),
+                rate(rung.speed.tg),
+                seconds(rung.turn_seconds),
+                change(rung.turn_seconds / self.turn_seconds - 1.0),
+            ]
+        });
+        Table::rows_of(">context|fits|>blocks on host|>pp|>tg|>turn|>", rows)
+    }
+
     fn tables(&self) -> impl Iterator<Item = Block> {
         let terms = self.why.explain.iter().map(|of| {
             let frees = if of.saves == Bytes(0) { String::new() } else { of.saves.to_string() };
@@ -404,6 +419,7 @@ impl Plan {
         let tables = [
             ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
             ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
+            ("Contexts", self.ladder()),
             ("Alternatives", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
@@ -421,6 +437,11 @@ pub(super) fn blocks_on_host(split: &ExpertSplit) -> String {
     format!("{} of {}", split.blocks_with_experts_on_host, split.blocks_with_experts)
 }
 
+/// `+12.5%`.
+fn change(share: f64) -> String {
+    format!("{}%", typeset(&signed(share * 100.0, 1)))
+}
+
 fn launches<'a>(others: impl IntoIterator<Item = &'a Alternative>) -> Table {
     let rows = others.into_iter().map(|other| {
         row![
@@ -430,7 +451,7 @@ fn launches<'a>(others: impl IntoIterator<Item = &'a Alternative>) -> Table {
             rate(other.speed.pp),
             rate(other.speed.tg),
             seconds(other.turn_seconds),
-            format!("{}%", typeset(&signed(other.turn_change * 100.0, 1))),
+            change(other.turn_change),
             other.note.as_deref().unwrap_or_default(),
         ]
     });
