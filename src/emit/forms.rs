@@ -210,7 +210,7 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
         models.insert(name.clone(), SwapEntry { cmd: lines.join("\n") + "\n" });
     }
     let members: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
-    let group = (members.len() > 1).then(|| SwapGroup { swap: false, exclusive: true, members });
+    let group = (members.len() > 1).then_some(SwapGroup { swap: false, exclusive: true, members });
     let groups = group.into_iter().map(|group| ("together".to_string(), group)).collect();
     serde_yaml::to_string(&SwapConfig { models, groups })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })

@@ -84,7 +84,7 @@ pub fn shares(members: &[Member<'_>], machine: &Machine) -> Result<Vec<Share>, E
     let order = sharing.order()?;
     sharing.line = Line::new(machine, STEP);
     sharing.known.borrow_mut().clear();
-    let mut best = sharing.settled(order, ROUNDS)?;
+    let mut best = sharing.settled(&order, ROUNDS)?;
     // Main memory by what is really on the host then.
     let used = (0..members.len()).map(|at| Ok(needs(&sharing.plan(at, best.pieces[at])?, machine)));
     let ram = portions(machine, &used.collect::<Result<Vec<_>, Error>>()?);
@@ -215,14 +215,14 @@ impl Sharing<'_> {
         if self.machine.devices.len() < 2 || count > ORDERED {
             return Ok((0..count).collect());
         }
-        let splits = permutations(count).into_iter().map(|order| self.settled(order, 1));
+        let splits = permutations(count).into_iter().map(|order| self.settled(&order, 1));
         let splits: Vec<Split> = splits.collect::<Result<_, Error>>()?;
         let better = |best: Split, other: Split| if other.costs < best.costs { other } else { best };
         Ok(splits.into_iter().reduce(better).map(|best| best.order).unwrap_or_default())
     }
 
     /// Borders moved until none moves any more, in so many rounds at most.
-    fn settled(&self, order: Vec<usize>, rounds: usize) -> Result<Split, Error> {
+    fn settled(&self, order: &[usize], rounds: usize) -> Result<Split, Error> {
         let count = u64::try_from(order.len()).unwrap_or(1);
         let mut borders: Vec<u64> = (0..=count).map(|at| self.line.steps * at / count).collect();
         // Without devices there is no border.
@@ -235,7 +235,7 @@ impl Sharing<'_> {
                 break;
             }
         }
-        self.split(&order, &borders)
+        self.split(order, &borders)
     }
 
     /// What a split costs.
