@@ -211,7 +211,7 @@ impl<'a> Follow<'a> {
             Err(error) => output.say(&format!("the server stays as it is: {error:#}")),
             Ok(next) if !next.fits() => output.say("the server stays as it is: nothing fits what is free"),
             Ok(next) if next.launch.run == now.launch.run => {
-                output.say("the server stays as it is: it is still the best")
+                output.say("the server stays as it is: it is still the best");
             }
             Ok(next) => return Some(next),
         }

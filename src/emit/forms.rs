@@ -77,10 +77,10 @@ pub(super) fn script(words: &[String], needs: Option<Bytes>) -> String {
     let look = |needs: Bytes| {
         let mib = needs.0.div_ceil(MIB);
         format!(
-            "free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null | sort -n | tail -n 1)\n\
-             if [ \"${{free:-{mib}}}\" -lt {mib} ] 2>/dev/null; then\n\
-             \x20 echo \"warning: this launch was planned for {mib} MiB of a card, and $free MiB are free\" >&2\n\
-             fi\n"
+            "for free in $(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null | sort -n | tail -n 1); do\n\
+             \x20 [ \"$free\" -lt {mib} ] 2>/dev/null &&\n\
+             \x20   echo \"warning: this launch was planned for {mib} MiB of a card, and $free MiB are free\" >&2\n\
+             done\n"
         )
     };
     format!("{SHEBANG}{}{EXEC}{}{REST}", needs.map(look).unwrap_or_default(), line(words))

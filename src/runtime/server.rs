@@ -334,7 +334,7 @@ fn arguments(
     }
     let port = port.to_string();
     for wanted in [&["--host", HOST][..], &["--port", &port], &["-lv", "4"], &["--offline"]] {
-        let is_kept = wanted != &["--offline"] || offline || matches!(source, ModelSource::Path(_));
+        let is_kept = *wanted != ["--offline"] || offline || matches!(source, ModelSource::Path(_));
         if is_kept && wanted.first().is_some_and(|flag| build.takes(flag)) {
             words.extend(wanted.iter().map(ToString::to_string));
         }

@@ -114,7 +114,7 @@ fn run(options: &Options) {
             let mut file =
                 std::fs::File::create(options.state.as_ref().expect("a state").join("fetched")).expect("a file");
             for _ in 0..70 {
-                file.write_all(&[0; 1 << 16]).expect("a piece");
+                file.write_all(&vec![0; 1 << 16]).expect("a piece");
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
