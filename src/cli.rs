@@ -44,7 +44,8 @@ pub struct Global {
     /// Write the answer to FILE, which must be new unless --force
     ///
     /// A name that ends in .json, .md or .html gets that format, unless --format names another. An existing FILE is refused without
-    /// --force; a device or pipe is written to. moeplan checks beforehand that it can write FILE. If writing fails later, the answer goes to standard output, and the exit code is 2 (docs/files.md).
+    /// --force; a device or pipe is written to. moeplan checks beforehand that it can write FILE. If writing fails later, the answer
+    /// goes to standard output, and the exit code is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
     /// Replace existing files (-o, --csv, --results, --out).
