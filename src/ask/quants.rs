@@ -92,7 +92,7 @@ pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes) -> Result
     let model = Model::from_gguf(gguf)?;
     let plan = |strategy| {
         let (context, levers) = (ContextChoice::Turn, Levers::default());
-        let request = Request { margin, strategy, context, levers, ..Request::of(machine) };
+        let request = Request { context, margin, strategy, levers, ..Request::of(machine) };
         plan::brief(&model, path, machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {

@@ -237,7 +237,7 @@ impl Subject<'_> {
         if request.run.op_offload {
             let words = if chosen.op_offload { "--no-op-offload" } else { "-- --op-offload" };
             change(words.to_string(), "", &|to| {
-                (to.run.op_offload, to.levers.op_offload) = (!chosen.op_offload, false)
+                (to.run.op_offload, to.levers.op_offload) = (!chosen.op_offload, false);
             });
         }
         if let Some(half) = chosen.n_threads.or(machine.host.cores).map(|cores| cores / 2).filter(|half| *half > 0) {

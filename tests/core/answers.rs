@@ -36,7 +36,7 @@ impl Asked<'_> {
                 "-c" => planning.ctx_size = Some(value().parse().unwrap()),
                 "--build" => planning.build = Some(value().parse().unwrap()),
                 "--strategy" => {
-                    planning.strategy = Some(if value() == "auto" { Strategy::Auto } else { Strategy::AllOnDevice })
+                    planning.strategy = Some(if value() == "auto" { Strategy::Auto } else { Strategy::AllOnDevice });
                 }
                 "--margin" => margin = Bytes(value().parse().unwrap()),
                 "--depth" => planning.depth = value().parse().unwrap(),
