@@ -196,8 +196,8 @@ static CASES: &[Case] = &[
         "tensor-beyond-driver-limit",
         &QWEN,
         "Vulkan0=48G 64",
-        "llama-server -fa off -c 65536 -np 1",
-        "llama-server -fa on -c 65536 -np 1",
+        "llama-server -fa off -c 49152 -np 1",
+        "llama-server -fa on -c 49152 -np 1",
     ),
     (
         "vulkan-prompt-growth",

@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use crate::support::planning::{machine, model, request};
 
 fn plan_for(model: &Model, budgets: &[u64], strategy: Strategy) -> Plan {
-    plan::plan(model, "model.gguf", &machine(budgets), &request(strategy)).unwrap()
+    plan::brief(model, "model.gguf", &machine(budgets), &request(strategy)).unwrap()
 }
 
 /// Every device within its budget less the margin, as the plan itself says it.
@@ -45,7 +45,7 @@ fn a_turn_that_the_context_does_not_hold_is_told() {
     let told = |context, slots, turn: Turn| {
         let run = RunConfig { n_parallel: Some(slots), ..RunConfig::default() };
         let request = Request { context, run, turn, ..request(Strategy::Auto) };
-        let plan = plan::plan(&model, "model.gguf", &machine(&[24 * GIB]), &request).unwrap();
+        let plan = plan::brief(&model, "model.gguf", &machine(&[24 * GIB]), &request).unwrap();
         let warning = plan.warnings.into_iter().find(|warning| warning.code == "turn-beyond-context");
         warning.map(|warning| warning.hint)
     };
@@ -171,7 +171,7 @@ fn the_document_names_its_schema_and_carries_the_check() {
 fn with_levers(model: &Model, machine: &Machine, change: impl Fn(&mut Request)) -> Plan {
     let mut request = Request { levers: Levers::unasked(), ..request(Strategy::Auto) };
     change(&mut request);
-    plan::plan(model, "model.gguf", machine, &request).unwrap()
+    plan::brief(model, "model.gguf", machine, &request).unwrap()
 }
 
 #[test]
@@ -269,7 +269,8 @@ fn metal_reads_the_file_where_that_saves_memory() {
 #[test]
 fn what_fitting_would_choose_is_beside_the_plan() {
     let model = model("qwen3-30b-a3b", &Wish::default());
-    let plan = with_levers(&model, &machine(&[12 * GIB]), |_| {});
+    let asked = Request { levers: Levers::unasked(), ..request(Strategy::Auto) };
+    let plan = plan::plan(&model, "model.gguf", &machine(&[12 * GIB]), &asked).unwrap();
     let choice = plan.fit_choice.unwrap();
     assert_eq!((choice.n_ctx, choice.failure), (plan.check.run.n_ctx, None));
     assert_eq!(choice.launch.args[..2], ["-c".to_string(), choice.n_ctx.to_string()]);
@@ -376,16 +377,20 @@ fn no_plan_overflows_a_card_of_its_size() {
             TWELVE.into_iter().enumerate().map(|(at, name)| scope.spawn(move || judged_cards(at, name))).collect();
         threads.into_iter().map(|thread| thread.join().expect("plans that fit")).sum()
     });
-    assert!(judged >= 300, "{judged} cards were judged");
+    assert!(judged >= if is_full() { 300 } else { 100 }, "{judged} cards were judged");
 }
 
-/// How many cards a model's plans were held to; `at` alternates the context.
+fn is_full() -> bool {
+    std::env::var_os("MOEPLAN_FULL").is_some()
+}
+
+/// How many cards a model's plans were held to, of each third size unless all is asked for; `at` alternates the context.
 fn judged_cards(at: usize, name: &str) -> usize {
     let nvidia = || CARDS.iter().filter(|card| card.is_nvidia());
     let sizes: BTreeSet<u32> = nvidia().flat_map(|card| card.sold.iter().map(|sold| sold.gb)).collect();
     let model = model(name, &Wish::default());
     let mut judged = 0;
-    for (nth, gb) in sizes.iter().enumerate() {
+    for (nth, gb) in sizes.iter().enumerate().filter(|(nth, _)| is_full() || (at + nth).is_multiple_of(3)) {
         let host = Host { ram: Some(Bytes(1024 * GIB)), cores: Some(16), ..Host::default() };
         let device = Device::parse(&format!("CUDA0={gb}G")).unwrap();
         assert_eq!(device.sold_as, Some(*gb));
@@ -462,7 +467,7 @@ proptest! {
         let budgets: Vec<u64> = budgets.into_iter().map(|mib| mib * MIB).collect();
         let levers = if chosen { Levers::unasked() } else { Levers::default() };
         let request = Request { levers, ..request(strategy) };
-        let plan = MODELS.with(|models| plan::plan(&models[which], "model.gguf", &machine(&budgets), &request).unwrap());
+        let plan = MODELS.with(|models| plan::brief(&models[which], "model.gguf", &machine(&budgets), &request).unwrap());
         prop_assert_eq!(plan.check.fits(), within_budgets(&plan));
         prop_assert_eq!(plan.check.fits(), plan.check.shortfall.is_empty());
     }
