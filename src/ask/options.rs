@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::number::tokens;
 use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Turn};
 use crate::run::flags::{Effect, Flag, InPlan};
-use crate::run::{LEFT_OUT, RunConfig, Target, build, groups, parse, spelling};
+use crate::run::{LEFT_OUT, RunConfig, Target, groups, parse, spelling};
 use crate::suggest::Refusal;
 
 /// A flag of llama.cpp's with its value, as words.
@@ -82,7 +82,7 @@ pub struct Planning {
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub allow_quantized_cache: bool,
     /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
-    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = build::number))]
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = crate::run::build::number))]
     pub build: Option<u32>,
     /// Show what takes the memory, and what every other choice would give.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]

@@ -22,7 +22,7 @@ use moeplan::plan::{self, Request, Turn};
 use moeplan::report::html;
 use moeplan::report::page::{Block, Document, Report};
 use moeplan::run::sources::{self, Kind};
-use moeplan::run::{ModelSource, ParsedCommand, Target};
+use moeplan::run::{ModelSource, ParsedCommand};
 use moeplan::suggest::Refusal;
 use moeplan::synth::{self, Wish, recipe, spec};
 use moeplan::{Machine, Model};
