@@ -8,7 +8,7 @@ use super::Launch;
 use super::backend::Target;
 use super::caches::Caches;
 use super::fusion;
-use super::graph::tensor::{Graph, Op, Tensor};
+use super::graph::tensor::{Op, Tensor};
 use super::graph::{self, Batch, Fused, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
@@ -20,17 +20,6 @@ use crate::run::{ContextNumbers, FlashAttn, SplitMode};
 /// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
 /// `ggml_backend_vk_device_supports_op`, b11434).
 pub const VULKAN_BUFFER: Bytes = Bytes::mib(2048);
-
-/// The largest result beyond [`VULKAN_BUFFER`] that a graph has on a Vulkan device.
-fn beyond_vulkan(scheduler: &Scheduler, graph: &mut Graph) -> Option<Bytes> {
-    let is_vulkan = |target: Option<usize>| target.is_some_and(|at| scheduler.targets[at].backend == Backend::Vulkan);
-    if !(0..scheduler.targets.len()).any(|at| is_vulkan(Some(at))) {
-        return None;
-    }
-    let large = scheduler.targets_of(graph, |tensor| Bytes(tensor.bytes()) > VULKAN_BUFFER);
-    let large = large.into_iter().filter(|(_, target)| is_vulkan(*target));
-    large.map(|(id, _)| Bytes(graph.tensor(id).bytes())).max()
-}
 
 /// Compute bytes by device name and `Host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +64,9 @@ impl<'a> Context<'a> {
         let batches = self.batches();
         let mut graph = graph::build(&Plan { fused, ..self.plan(batches[0], flash_attn) })?;
         let kernels = fusion::kernels(&graph);
-        let beyond_vulkan = beyond_vulkan(&scheduler, &mut graph);
-        let Scheduled { sizes, is_kept, .. } = scheduler.reserve(&mut graph, true);
+        let Scheduled { sizes, is_kept, largest, .. } = scheduler.reserve(&mut graph, true);
+        let on_vulkan = scheduler.targets.iter().zip(largest).filter(|(target, _)| target.backend == Backend::Vulkan);
+        let beyond_vulkan = on_vulkan.map(|(_, bytes)| Bytes(bytes)).max().filter(|bytes| *bytes > VULKAN_BUFFER);
         let allocated = |plan: Plan<'a>| Ok(scheduler.reserve(&mut graph::build(&plan)?, false).sizes);
         let most = if is_kept && taps.is_empty() && batches.len() == 1 {
             sizes.clone()

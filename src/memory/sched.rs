@@ -35,6 +35,8 @@ pub struct Scheduled {
     pub n_splits: usize,
     /// Whether all that is bound to a device is there, although it was forgotten.
     pub is_kept: bool,
+    /// Bytes of the largest result of an operation on each target.
+    pub largest: Vec<u64>,
 }
 
 /// A part of the graph that one backend runs.
@@ -68,6 +70,11 @@ impl Scheduler {
         let mut scheduling = self.split(graph);
         let n_splits = scheduling.splits.len();
         let is_kept = bound.iter().all(|(id, target)| scheduling.target_of[id.index()] == Some(*target));
+        let mut largest = vec![0; self.targets.len()];
+        for id in &scheduling.graph.nodes {
+            let of_target = &mut largest[scheduling.target(*id)];
+            *of_target = scheduling.graph.tensor(*id).bytes().max(*of_target);
+        }
         let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
@@ -75,7 +82,7 @@ impl Scheduler {
         let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
         let clamps_inplace = self.rules.clamps_inplace;
         Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
-        Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept }
+        Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept, largest }
     }
 
     /// The target that would run each node that `wanted` picks.

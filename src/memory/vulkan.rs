@@ -9,6 +9,10 @@ use std::ops::Range;
 
 use super::fusion::{self, Keeps};
 use super::graph::ops::can_repeat;
+use super::graph::tensor::Op::{
+    Add, AddId, Argsort, Clamp, Cont, Cpy, Div, GetRows, HcPost, Mul, MulMat, MulMatId, Permute, Reshape, RmsNorm,
+    Rope, Scale, SetRows, SoftMax, Sqrt, SsmConv, SumRows, TopK, View,
+};
 use super::graph::tensor::{Graph, Id, Op, Tensor, Unary};
 
 /// Nodes that it looks ahead for one that can run with the first (`NUM_TO_CHECK`).
@@ -21,72 +25,30 @@ const UNARY: Op = Op::Unary(Unary::Other);
 /// Routers, whose inputs stay until the kernel has run: with norm, with sigmoid and bias, with softplus and bias, early and late
 /// softmax.
 const ROUTERS: [&[Op]; 5] = [
-    &[
-        Op::SoftMax,
-        Op::Reshape,
-        Op::Argsort,
-        Op::View,
-        Op::GetRows,
-        Op::Reshape,
-        Op::SumRows,
-        Op::Clamp,
-        Op::Div,
-        Op::Reshape,
-    ],
-    &[
-        UNARY,
-        Op::Reshape,
-        Op::Add,
-        Op::Argsort,
-        Op::View,
-        Op::GetRows,
-        Op::Reshape,
-        Op::SumRows,
-        Op::Clamp,
-        Op::Div,
-        Op::Reshape,
-    ],
-    &[
-        UNARY,
-        Op::Sqrt,
-        Op::Reshape,
-        Op::Add,
-        Op::Argsort,
-        Op::View,
-        Op::GetRows,
-        Op::Reshape,
-        Op::SumRows,
-        Op::Clamp,
-        Op::Div,
-        Op::Reshape,
-    ],
-    &[Op::SoftMax, Op::Reshape, Op::Argsort, Op::View, Op::GetRows],
-    &[Op::Argsort, Op::View, Op::GetRows, Op::Reshape, Op::SoftMax, Op::Reshape],
+    &[SoftMax, Reshape, Argsort, View, GetRows, Reshape, SumRows, Clamp, Div, Reshape],
+    &[UNARY, Reshape, Add, Argsort, View, GetRows, Reshape, SumRows, Clamp, Div, Reshape],
+    &[UNARY, Sqrt, Reshape, Add, Argsort, View, GetRows, Reshape, SumRows, Clamp, Div, Reshape],
+    &[SoftMax, Reshape, Argsort, View, GetRows],
+    &[Argsort, View, GetRows, Reshape, SoftMax, Reshape],
 ];
 /// The choice of cells, of which every node is left in its place (`topk_qsa_pattern`).
-const CHOICE: &[Op] = &[Op::GetRows, Op::Permute, Op::Cont, Op::Cpy, Op::Reshape, Op::Add, Op::TopK];
+const CHOICE: &[Op] = &[GetRows, Permute, Cont, Cpy, Reshape, Add, TopK];
 /// Other kernels of several nodes. `snake_pattern` is left out: no language model has it.
 const KERNELS: [&[Op]; 6] = [
     CHOICE,
-    &[Op::RmsNorm, Op::Mul, Op::Add, Op::Mul],
-    &[Op::RmsNorm, Op::Mul, Op::Add],
-    &[Op::RmsNorm, Op::Mul, Op::Rope, Op::View, Op::SetRows],
-    &[Op::RmsNorm, Op::View, Op::SetRows],
-    &[Op::Rope, Op::View, Op::SetRows],
+    &[RmsNorm, Mul, Add, Mul],
+    &[RmsNorm, Mul, Add],
+    &[RmsNorm, Mul, Rope, View, SetRows],
+    &[RmsNorm, View, SetRows],
+    &[Rope, View, SetRows],
 ];
 /// The weights of hyper-connections, whose inputs stay as well (`hc_post_gate_pattern`).
-const GATE: &[Op] = &[Op::Scale, UNARY, Op::Scale, Op::HcPost];
+const GATE: &[Op] = &[Scale, UNARY, Scale, HcPost];
 /// Neighbours of which the second may follow the first at once.
-const PAIRS: [(Op, Op); 6] = [
-    (Op::MulMat, Op::Add),
-    (Op::MulMatId, Op::AddId),
-    (Op::MulMatId, Op::Mul),
-    (Op::Add, Op::Add),
-    (Op::SsmConv, Op::Add),
-    (Op::SsmConv, UNARY),
-];
+const PAIRS: [(Op, Op); 6] =
+    [(MulMat, Add), (MulMatId, AddId), (MulMatId, Mul), (Add, Add), (SsmConv, Add), (SsmConv, UNARY)];
 /// The same where only views or nodes with a place are between them.
-const NEAR_PAIRS: [(Op, Op); 2] = [(Op::RmsNorm, Op::Mul), (UNARY, Op::Mul)];
+const NEAR_PAIRS: [(Op, Op); 2] = [(RmsNorm, Mul), (UNARY, Mul)];
 
 fn is(op: Op, wanted: Op) -> bool {
     discriminant(&op) == discriminant(&wanted)
@@ -164,7 +126,7 @@ impl Order<'_> {
     /// What a kernel reads from outside stays until its last node, or a scale behind a router, has run.
     fn keep_inputs(&self, pattern: &[Op], keeps: &mut Keeps) {
         let mut last = self.first + pattern.len() - 1;
-        if pattern != GATE && last + 1 < self.nodes.len() && self.op_is(last + 1, Op::Scale) {
+        if pattern != GATE && last + 1 < self.nodes.len() && self.op_is(last + 1, Scale) {
             last += 1;
         }
         let mut seen = HashSet::new();
@@ -239,26 +201,22 @@ impl Order<'_> {
         let follows = |order: &Self, before: Op, op: Op| order.op_is(j, op) && order.op_is(j - 1, before);
         let reads_first = |order: &Self, k: usize| order.node(k).sources().first() == Some(&order.nodes[j]);
         let mut turned = j;
-        if follows(self, Op::RmsNorm, Op::Mul) {
+        if follows(self, RmsNorm, Mul) {
             let is_rope = |k: usize| {
                 let plain = |id: &Id| self.graph.tensor(*id).op == Op::None;
-                self.op_is(k, Op::Rope) && reads_first(self, k) && self.node(k).sources()[1..].iter().all(plain)
+                self.op_is(k, Rope) && reads_first(self, k) && self.node(k).sources()[1..].iter().all(plain)
             };
             if let Some(k) = self.next(j, is_rope) {
                 turned = k;
                 self.take(k, set);
             }
         }
-        if self.op_is(turned, Op::Rope) || self.op_is(turned, Op::RmsNorm) {
+        if self.op_is(turned, Rope) || self.op_is(turned, RmsNorm) {
             self.pull_stored(turned, set);
         }
         let second_is_there =
             |order: &Self, k: usize| order.node(k).sources().get(1).is_some_and(|id| order.is_there(*id));
-        let pulls = [
-            (Op::MulMatId, Op::AddId, Op::Mul, true),
-            (Op::MulMat, Op::Add, Op::Add, true),
-            (Op::SsmConv, Op::Add, UNARY, false),
-        ];
+        let pulls = [(MulMatId, AddId, Mul, true), (MulMat, Add, Add, true), (SsmConv, Add, UNARY, false)];
         for (before, op, then, has_operand) in pulls {
             if follows(self, before, op) {
                 let wanted = |k: usize| {
@@ -270,7 +228,7 @@ impl Order<'_> {
             }
         }
         if self.op_is(j, UNARY)
-            && let Some(k) = self.next(j, |k| self.op_is(k, Op::Mul) && self.fuses_product(j, k))
+            && let Some(k) = self.next(j, |k| self.op_is(k, Mul) && self.fuses_product(j, k))
         {
             self.take(k, set);
         }
@@ -281,8 +239,8 @@ impl Order<'_> {
         let reads = |k: usize, op: Op, i: usize| {
             !self.used[k] && self.op_is(k, op) && self.node(k).sources().first() == Some(&self.nodes[i])
         };
-        let Some(view) = self.next(at, |k| reads(k, Op::View, at)) else { return };
-        let Some(store) = self.next(at, |k| k > view && reads(k, Op::SetRows, view)) else { return };
+        let Some(view) = self.next(at, |k| reads(k, View, at)) else { return };
+        let Some(store) = self.next(at, |k| k > view && reads(k, SetRows, view)) else { return };
         let nodes = [at, view, store].map(|i| self.at + i);
         let blocks = |c: usize| !self.used[c] && c != view && !is_empty(self.node(c)) && self.depends(store, c);
         if fusion::can_fuse(self.graph, &nodes, &nodes[2..]) && !(at + 1..store).any(blocks) {
@@ -314,7 +272,7 @@ impl Order<'_> {
 
     /// Views of what now has a place; none behind an addition, which may run with the next node.
     fn add_views(&self, set: &mut Vec<usize>) {
-        if self.op_is(set[set.len() - 1], Op::Add) {
+        if self.op_is(set[set.len() - 1], Add) {
             return;
         }
         for j in self.first + 1..self.nodes.len().min(self.first + WINDOW) {
@@ -344,32 +302,32 @@ pub fn supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
     let is_f32 = |t: &Tensor| t.ty.name == "f32";
     let all_f32 = || is_f32(tensor) && tensor.sources().iter().all(|id| is_f32(&tensors[id.index()]));
     match tensor.op {
-        Op::Unary(_) | Op::Sqr | Op::Sqrt | Op::Clamp => is_float(a) && tensor.ty == a.ty,
+        Op::Unary(_) | Op::Sqr | Sqrt | Clamp => is_float(a) && tensor.ty == a.ty,
         Op::Glu(_) => is_float(a) && tensor.ty == a.ty && src(1).is_none_or(|b| b.ty == a.ty),
-        Op::MulMatId if tensor.param != 0 => false,
-        Op::MulMat => src(1).is_some_and(|b| a.ne[3] == b.ne[3] && multiplies(a, b)),
-        Op::MulMatId => src(1).zip(src(2)).is_some_and(|(b, ids)| ids.ne[3] == b.ne[3] && multiplies(a, b)),
+        MulMatId if tensor.param != 0 => false,
+        MulMat => src(1).is_some_and(|b| a.ne[3] == b.ne[3] && multiplies(a, b)),
+        MulMatId => src(1).zip(src(2)).is_some_and(|(b, ids)| ids.ne[3] == b.ne[3] && multiplies(a, b)),
         Op::FlashAttnExt => src(1).zip(src(2)).is_some_and(|(k, v)| attends(a, k, v)),
-        Op::GetRows => !matches!(a.ty.name, "q8_1" | "q8_K" | "i64" | "f64" | "i16" | "i8"),
-        Op::SetRows => is_float(a) && stores(tensor),
-        Op::Cpy | Op::Cont | Op::Dup => copies(a, tensor),
+        GetRows => !matches!(a.ty.name, "q8_1" | "q8_K" | "i64" | "f64" | "i16" | "i8"),
+        SetRows => is_float(a) && stores(tensor),
+        Cpy | Cont | Op::Dup => copies(a, tensor),
         Op::Repeat => {
             let size = |t: &Tensor| t.ty.block_bytes;
             size(tensor) == size(a) && matches!(size(a), 2 | 4)
         }
-        Op::Rope => tensor.has_contiguous_rows() && a.has_contiguous_rows(),
-        Op::Norm | Op::AddId | Op::Pad | Op::Roll | Op::SsmConv => is_f32(a) && is_f32(tensor),
-        Op::Add | Op::Sub | Op::Mul | Op::Div => is_float(a) && src(1).is_some_and(is_float) && is_float(tensor),
-        Op::Argsort | Op::TopK => tensor.is_contiguous() && a.is_contiguous(),
+        Rope => tensor.has_contiguous_rows() && a.has_contiguous_rows(),
+        Op::Norm | AddId | Op::Pad | Op::Roll | SsmConv => is_f32(a) && is_f32(tensor),
+        Add | Op::Sub | Mul | Div => is_float(a) && src(1).is_some_and(is_float) && is_float(tensor),
+        Argsort | TopK => tensor.is_contiguous() && a.is_contiguous(),
         Op::Concat => src(1).is_some_and(|b| {
             let rows = [a, b, tensor].iter().all(|t| t.has_contiguous_rows());
             a.ty == b.ty && a.ty == tensor.ty && (!a.ty.is_quantized || rows)
         }),
-        Op::Scale | Op::SoftMax | Op::Pool => a.is_contiguous() && is_f32(a),
-        Op::SumRows | Op::CumSum => is_f32(a) && a.has_contiguous_rows(),
+        Scale | SoftMax | Op::Pool => a.is_contiguous() && is_f32(a),
+        SumRows | Op::CumSum => is_f32(a) && a.has_contiguous_rows(),
         Op::HcPre => all_f32() && a.ne[1] == 4,
         Op::HcComb => all_f32(),
-        Op::HcPost => all_f32() && src(1).is_some_and(|streams| streams.ne[1] == 4),
+        HcPost => all_f32() && src(1).is_some_and(|streams| streams.ne[1] == 4),
         Op::LightningIndexer => src(1).is_some_and(|k| {
             let types = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"];
             types.contains(&k.ty.name) && a.ne[0] == 128

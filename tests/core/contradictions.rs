@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::is_full;
 use moeplan::bytes::Bytes;
 use moeplan::checkup::{self, Options};
 use moeplan::gguf::{self, Gguf, Header, Value};
@@ -113,7 +114,7 @@ fn headers(folder: &Path) -> Vec<PathBuf> {
 fn a_header_with_one_thing_changed_is_answered_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (machine, commands) = (machine(), commands());
-    let sample = if std::env::var_os("MOEPLAN_FULL").is_some() { 1 } else { SAMPLE };
+    let sample = if is_full() { 1 } else { SAMPLE };
     let (mut at, mut answers, mut refusals) = (0, 0, 0);
     let mut wrong = Vec::new();
     for path in headers(folder.path()) {

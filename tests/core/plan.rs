@@ -16,6 +16,7 @@ use moeplan::synth::Wish;
 use moeplan::{checkup, fit, placement, run};
 use proptest::prelude::*;
 
+use crate::support::is_full;
 use crate::support::planning::{machine, model, request};
 
 fn plan_for(model: &Model, budgets: &[u64], strategy: Strategy) -> Plan {
@@ -380,10 +381,6 @@ fn no_plan_overflows_a_card_of_its_size() {
     assert!(judged >= if is_full() { 300 } else { 100 }, "{judged} cards were judged");
 }
 
-fn is_full() -> bool {
-    std::env::var_os("MOEPLAN_FULL").is_some()
-}
-
 /// How many cards a model's plans were held to, of each third size unless all is asked for; `at` alternates the context.
 fn judged_cards(at: usize, name: &str) -> usize {
     let nvidia = || CARDS.iter().filter(|card| card.is_nvidia());
@@ -451,7 +448,7 @@ fn launches_that_fill_an_8_gb_pascal_card_fit() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 10_000 } else { 40 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 10_000 } else { 40 }, ..ProptestConfig::default() })]
     /// Whatever the machine: a plan that says it fits is within every budget, and one that does not says by how much.
     #[test]
     fn a_plan_never_exceeds_a_budget(

@@ -11,6 +11,7 @@ use moeplan::run::{Override, RunConfig};
 use moeplan::synth::Wish;
 use proptest::prelude::*;
 
+use crate::support::is_full;
 use crate::support::planning::{machine, model, request};
 
 /// What the search may miss of the best launch, as a share of its cost.
@@ -83,7 +84,7 @@ fn what_fits_only_with_less_to_copy_is_found() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 200 } else { 4 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 200 } else { 4 }, ..ProptestConfig::default() })]
     /// On small cases the search finds what trying everything finds, but for what it holds not worth it.
     #[test]
     fn the_search_equals_brute_force(
@@ -126,7 +127,7 @@ fn one_card(budget: u64) -> Machine {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 3 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 3 }, ..ProptestConfig::default() })]
     /// More room on the card is never slower, nor is a smaller context.
     #[test]
     fn more_room_is_never_worse(
@@ -151,7 +152,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 100 } else { 6 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 6 }, ..ProptestConfig::default() })]
     /// The context that is chosen costs the turn at most 2% and moves no expert, and no longer one that is tried does.
     #[test]
     fn the_context_is_the_longest_for_nothing(

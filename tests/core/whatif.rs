@@ -4,6 +4,7 @@
 //! recipe of every small model; `MOEPLAN_CAPTURE` writes what it says of the headers made here to the table.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test says what it asked, or that it was skipped")]
 
+use crate::support::is_full;
 use crate::support::quantize_cases;
 
 use std::collections::BTreeMap;
@@ -211,7 +212,7 @@ fn every_branch_is_as_llama_quantize_says() {
         .collect();
     let rows = rows();
     let captures = std::env::var_os("MOEPLAN_CAPTURE").is_some();
-    let is_full = captures || std::env::var_os("MOEPLAN_FULL").is_some();
+    let is_full = captures || is_full();
     let mut out = String::from("# header, recipe, options, bytes, digest of names and types, tensors by type: ");
     out.push_str("what llama-quantize b11434 --dry-run says (MOEPLAN_CAPTURE=1 cargo test --test core whatif)\n");
     let mut asked = 0;
@@ -244,7 +245,7 @@ fn every_architecture_is_as_llama_quantize_says() {
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).filter(is_model).collect();
     paths.sort();
     assert!(paths.len() > 100, "{} models", paths.len());
-    let is_full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let is_full = is_full();
     let mut asked = 0;
     for (number, path) in paths.iter().enumerate() {
         let model = model(path);
@@ -266,7 +267,7 @@ fn every_known_model_is_as_llama_quantize_says() {
         eprintln!("skipped: no llama-quantize (scripts/llama-server builds one)");
         return;
     };
-    let is_full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let is_full = is_full();
     let mut asked = 0;
     for (number, name) in spec::names().into_iter().enumerate() {
         if !is_full && number % 7 != 2 {

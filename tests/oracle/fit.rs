@@ -15,6 +15,7 @@ use moeplan::runtime::{Embedded, Runtime as _, bind_software_devices, software_m
 use moeplan::{fit, gguf, memory};
 
 use crate::oracle::headers;
+use crate::support::is_full;
 
 fn program() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -47,7 +48,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
         return;
     };
     let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
-    let full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let full = is_full();
     let count = number("MOEPLAN_CASES", if full { 1000 } else { 60 });
     let mut chance = Chance(number("MOEPLAN_SEED", 1));
     let (mut equal, mut refused, mut aborted, mut wrong) = (0, 0, 0, Vec::new());

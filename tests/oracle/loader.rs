@@ -23,6 +23,7 @@ use moeplan::{gguf, memory};
 
 use super::oracle;
 use crate::support::gguf_builder::{Builder, V};
+use crate::support::is_full;
 
 /// Mutations of a run that says nothing else.
 const CASES: usize = 1500;
@@ -340,7 +341,7 @@ fn what_llama_cpp_refuses_is_refused_and_what_it_loads_is_answered() {
         .flat_map(|header| header.mutations().into_iter().map(move |mutation| (header, mutation)))
         .collect();
     let total = all.len();
-    let cases = if std::env::var_os("MOEPLAN_FULL").is_some() {
+    let cases = if is_full() {
         all
     } else {
         let wanted = number("MOEPLAN_CASES").map_or(CASES, |n| usize::try_from(n).expect("a count"));

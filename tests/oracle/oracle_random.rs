@@ -13,6 +13,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use crate::oracle::unpacked;
+use crate::support::is_full;
 use crate::support::random_launch::{Case, case, drafting};
 use crate::support::verdict::{Score, Verdict};
 use moeplan::bytes::Bytes;
@@ -216,7 +217,7 @@ fn our_bytes_are_llama_cpps_on_random_flags() {
         assert!(!verdict.is_wrong());
         return;
     }
-    let full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let full = is_full();
     let asked = number("MOEPLAN_CASES").and_then(|n| usize::try_from(n).ok());
     let count = asked.unwrap_or(if full { FULL_CASES } else { CASES });
     let mut seed = [0; 32];
@@ -250,7 +251,7 @@ fn our_bytes_are_llama_cpps_on_random_flags() {
 #[test]
 fn what_a_launch_allocates_is_predicted() {
     let rig = Rig::new();
-    let full = std::env::var_os("MOEPLAN_FULL").is_some();
+    let full = is_full();
     let asked = number("MOEPLAN_CASES").and_then(|n| usize::try_from(n).ok());
     let count = asked.unwrap_or(if full { 1000 } else { 60 });
     let mut seed = [2; 32];
@@ -316,7 +317,7 @@ fn our_bytes_are_llama_cpps_on_random_launches_with_drafts() {
     let mut rig = Rig::new();
     let pairs = pairs(&rig);
     let count = number("MOEPLAN_CASES").and_then(|n| usize::try_from(n).ok());
-    let count = count.unwrap_or(if std::env::var_os("MOEPLAN_FULL").is_some() { FULL_CASES } else { CASES });
+    let count = count.unwrap_or(if is_full() { FULL_CASES } else { CASES });
     let mut seed = [1; 32];
     seed[..8].copy_from_slice(&number("MOEPLAN_SEED").unwrap_or(1).to_le_bytes());
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &seed));

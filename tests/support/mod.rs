@@ -14,3 +14,8 @@ pub mod report_documents;
 pub mod schemas;
 pub mod truth_rows;
 pub mod verdict;
+
+/// Whether what takes long is asked for (`scripts/test --full`).
+pub fn is_full() -> bool {
+    std::env::var_os("MOEPLAN_FULL").is_some()
+}

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::http_server::{Answer, Server};
 use super::*;
+use crate::support::is_full;
 use moeplan::bytes::Bytes;
 use moeplan::gguf::source::hub::{self, HubFile};
 use moeplan::gguf::source::{Location, Which};
@@ -20,7 +21,7 @@ fn tricky() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 50_000 } else { 2000 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 50_000 } else { 2000 }, ..ProptestConfig::default() })]
 
     #[test]
     fn any_text_is_a_location_or_an_error(model in tricky(), redirect in tricky()) {
@@ -76,7 +77,7 @@ fn mood() -> impl Strategy<Value = Mood> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if std::env::var_os("MOEPLAN_FULL").is_some() { 500 } else { 60 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if is_full() { 500 } else { 60 }, ..ProptestConfig::default() })]
 
     #[test]
     fn any_server_is_a_model_or_an_error_within_the_bounds(moods in proptest::collection::vec(mood(), 1..6)) {
