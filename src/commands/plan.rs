@@ -15,6 +15,7 @@ use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
 use crate::model::Model;
+use crate::number::counted;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
 use crate::plan::want::{self, Want};
 use crate::plan::{self, Plan, Request};
@@ -205,7 +206,11 @@ fn weight(text: &str) -> Result<f64, String> {
 fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
     let (models, weights) = (all.len(), args.weights.len());
     anyhow::ensure!(models > 1, "--together takes two MODELs or more");
-    anyhow::ensure!(weights == 0 || weights == models, "--weights has {weights} numbers for {models} models");
+    anyhow::ensure!(
+        weights == 0 || weights == models,
+        "--weights has {} for {models} models",
+        counted(weights as u64, "number")
+    );
     let machine = args.options.described_machine()?;
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
