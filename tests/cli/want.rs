@@ -113,7 +113,7 @@ fn what_cannot_be_asked_says_why() {
         (&["plan", "a.gguf", "--want", "fast"][..], "write tg=20"),
         (&["plan", "a.gguf", "b.gguf", "--want", "tg=3"], "take one MODEL"),
         (&["plan", "a.gguf", "--together"], "two MODELs or more"),
-        (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1"], "1 numbers for 2 models"),
+        (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1"], "--weights has 1 number for 2 models"),
         (&["plan", "a.gguf", "b.gguf", "--together", "--weights", "1,-1"], "above 0"),
         (
             &["plan", "a.gguf", "b.gguf", "--together", "--vram", "3G", "--emit", "env"],
