@@ -9,8 +9,9 @@ use clap::ValueEnum as _;
 use clap::builder::PossibleValue;
 
 use super::launch::{Engine, EngineArgs, Proposal, Runs};
+use super::measuring::{self, TimeLeft};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, interrupt, measuring, read};
+use super::{Outcome, Output, interrupt, read};
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::numbers::padded;
@@ -285,13 +286,27 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched anyway".to_string());
     }
-    let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, output);
+    let mut left = launches(&cases, suite);
+    let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, &left.begin(), output);
     let is_interrupted = bench.run(&mut launch, &mut |so_far| output.so_far(so_far));
     Ok((bench, is_interrupted))
 }
 
-pub fn launched(engine: &Engine, case: &CaseLaunch, repetition: u32, asking: &Asking, output: &Output) -> Session {
-    output.say(&format!("{}, {repetition} of {}", case.case.name, asking.settings.repetitions));
+/// The launches of all cases.
+pub fn launches(cases: &[CaseLaunch], suite: &Suite) -> TimeLeft {
+    TimeLeft::new(suite.repetitions.saturating_mul(u32::try_from(cases.len()).unwrap_or(u32::MAX)))
+}
+
+/// Measures a case once; `left` says how long the rest takes.
+pub fn launched(
+    engine: &Engine,
+    case: &CaseLaunch,
+    repetition: u32,
+    asking: &Asking,
+    left: &str,
+    output: &Output,
+) -> Session {
+    output.say(&format!("{}, {repetition} of {}{left}", case.case.name, asking.settings.repetitions));
     let session = match engine {
         Engine::Server(server) => session::launched(server, case, repetition, asking),
         Engine::Embedded(embedded) => session::embedded(embedded, case, repetition, asking),
@@ -329,8 +344,9 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     let asking = args.ask.asking(suite, Bytes(0))?;
     let mut bench = Bench::new(suite, environment, None, facts::weights(args.ask.synthetic, None, &[]));
     bench.cases = vec![Case { name: "endpoint".into(), what: "the endpoint as it is".into(), ..Case::default() }];
+    let mut left = TimeLeft::new(suite.repetitions);
     let mut ask = |_, repetition| {
-        output.say(&format!("{}, {repetition} of {}", endpoint.address(), suite.repetitions));
+        output.say(&format!("{}, {repetition} of {}{}", endpoint.address(), suite.repetitions, left.begin()));
         session::of_endpoint(&endpoint, repetition, &asking)
     };
     let is_interrupted = bench.run(&mut ask, &mut |so_far| output.so_far(so_far));

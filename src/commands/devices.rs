@@ -237,7 +237,8 @@ fn measure(
                 output.say(&format!("no time for: {}", test.tells));
                 continue;
             }
-            output.say(&format!("{:>4} s  {}: {}", started.elapsed().as_secs(), subject.spec, test.tells));
+            let seconds = started.elapsed().as_secs();
+            output.say(&format!("{seconds:>4} of {} s  {}: {}", args.seconds, subject.spec, test.tells));
             match server::bench(&program, &path, &test.args, limit.max(LEAST), interrupt::is_pressed) {
                 Ok(rows) => {
                     let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n"));

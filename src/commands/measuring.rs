@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -121,9 +121,55 @@ fn held(file: &mut File, path: &Path) -> Refusal {
     )
 }
 
+/// What is left of some launches, by those that are done.
+#[derive(Debug)]
+pub struct TimeLeft {
+    begin: Instant,
+    done: u32,
+    of: u32,
+}
+
+impl TimeLeft {
+    pub fn new(of: u32) -> Self {
+        Self { begin: Instant::now(), done: 0, of }
+    }
+
+    /// Leaves out a launch that takes no time.
+    pub fn skip(&mut self) {
+        self.of = self.of.saturating_sub(1);
+    }
+
+    /// Begins a launch: `; about 3 min left`, and nothing before the first has shown how long one takes.
+    pub fn begin(&mut self) -> String {
+        let left = left(self.begin.elapsed(), self.done, self.of);
+        self.done += 1;
+        left.map_or_else(String::new, |left| format!("; about {} left", roughly(left)))
+    }
+}
+
+/// A time to wait: `90 s`, `4 min`.
+pub fn roughly(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
+}
+
+/// The time of what is not done, as fast as what is.
+fn left(elapsed: Duration, done: u32, of: u32) -> Option<Duration> {
+    elapsed.checked_div(done)?.checked_mul(of.saturating_sub(done))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_follows_from_what_is_done() {
+        let after = |done| left(Duration::from_secs(60), done, 6).map(|left| left.as_secs());
+        assert_eq!([0, 1, 2, 6, 7].map(after), [None, Some(300), Some(120), Some(0), Some(0)]);
+        assert_eq!([119, 120, 121].map(|seconds| roughly(Duration::from_secs(seconds))), ["119 s", "2 min", "3 min"]);
+    }
 
     #[test]
     fn a_holder_that_does_not_say_its_name_is_told_too() {

@@ -99,6 +99,12 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         if tuning.race.is_begun() && begin.elapsed() + tuning.race.visit_time(at) > limit {
             break End::Time;
         }
+        let left = limit.saturating_sub(begin.elapsed());
+        output.say(&format!(
+            "measuring {}; at most {} left",
+            tuning.race.entrants[at].candidate.what,
+            measuring::roughly(left)
+        ));
         tuning.visit(at, output)?;
         if tuning.unkept.is_some() {
             break End::Journal;
@@ -200,7 +206,6 @@ impl Tuning {
     /// Loads a candidate, measures it and writes that down. An interruption is an error, any other failure is the candidate's.
     fn visit(&mut self, at: usize, output: &Output) -> anyhow::Result<()> {
         let candidate = self.race.entrants[at].candidate.clone();
-        output.say(&format!("measuring {}", candidate.what));
         let launch = Launch { run: candidate.run.clone(), ..self.proposal.launch.clone() };
         let begin = Instant::now();
         let Subject { prompt, generate, depth, .. } = self.subject;

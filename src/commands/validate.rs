@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use serde_json::json;
 
-use super::bench::{AskArgs, Trial, launched, say_what_to_try};
+use super::bench::{AskArgs, Trial, launched, launches, say_what_to_try};
 use super::launch::{Engine, EngineArgs, Proposal, Runs, listed};
 use super::plan_options::PlanOptions;
 use super::{Outcome, Output, interrupt, measuring, model_arg, read_or_built_in};
@@ -268,15 +268,17 @@ impl Shared<'_> {
         model.placements = cases.iter().filter_map(|case| placement(case, &proposal)).collect();
         store.keep(checklist::PLACEMENTS, &about, &model.placements)?;
 
+        let mut left = launches(&cases, suite);
         let mut launch = |at: usize, repetition: u32| {
             let case = &cases[at];
             let name = format!("{}-{repetition}", case.case.name);
             let key = self.step_key(case, &asking, path);
             if let Some(session) = store.found::<Session>(&name, &key).filter(|session| session.failure.is_none()) {
                 self.output.say(&format!("{}, {repetition} of {}: done before", case.case.name, suite.repetitions));
+                left.skip();
                 return session;
             }
-            let session = launched(&self.engine, case, repetition, &asking, self.output);
+            let session = launched(&self.engine, case, repetition, &asking, &left.begin(), self.output);
             let kept = if session.is_interrupted { Ok(()) } else { store.keep(&name, &key, &session) };
             self.warn(kept.map_err(anyhow::Error::from));
             session

@@ -38,7 +38,7 @@ fn readme_and_docs() {
         // trycmd writes every backslash of an answer as a slash, and wants an answer's last line feed as an empty line.
         let compared = text.replace('\\', "/").replace("\n```\n", "\n\n```\n");
         std::fs::write(pages.join(page.file_name().unwrap()), compared).unwrap();
-        for model in ["phi-3.5-moe", "gpt-oss-20b", "qwen3-30b-a3b"] {
+        for model in ["phi-3.5-moe", "gpt-oss-20b", "gpt-oss-120b", "qwen3-30b-a3b"] {
             let file = format!("{model}.gguf");
             if text.contains(&format!(" {file}")) {
                 let mut synth = Command::new(env!("CARGO_BIN_EXE_moeplan"));

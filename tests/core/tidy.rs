@@ -157,6 +157,23 @@ fn readme_names_every_command() {
 }
 
 #[test]
+fn links_of_the_documentation_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["", "docs", "docs/reports", "web/npm"].map(|folder| fs::read_dir(root.join(folder)).unwrap());
+    let pages = folders.into_iter().flatten().map(|file| file.unwrap().path());
+    let mut wrong = Vec::new();
+    for page in pages.filter(|path| path.extension().is_some_and(|ext| ext == "md")) {
+        for rest in fs::read_to_string(&page).unwrap().split("](").skip(1) {
+            let link = rest.split([')', '#']).next().unwrap();
+            if !link.contains([':', ' ', '\n']) && !page.parent().unwrap().join(link).exists() {
+                wrong.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn every_rule_file_is_compiled_in() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text: String = sources("src").into_iter().map(|(_, text)| text).collect();

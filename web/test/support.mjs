@@ -1,6 +1,6 @@
 // What the tests share: the program, the library in Node, headers of files on disk.
 import { execFile, execFileSync } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -10,6 +10,7 @@ import { Moeplan } from "../moeplan.js";
 export const root = new URL("../..", import.meta.url).pathname;
 export const site = join(root, "target/web");
 export const folder = mkdtempSync(join(tmpdir(), "moeplan-web-"));
+process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
 const environment = { ...process.env, MOEPLAN_HOST: "unknown", XDG_CACHE_HOME: folder, XDG_CONFIG_HOME: folder, HF_TOKEN: "" };
 
