@@ -44,6 +44,17 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// The size as it is typed: read back it is the same, and not the size on the box of a card.
+    pub fn typed(self) -> String {
+        match self.0 {
+            n if n > 0 && n.is_multiple_of(GIB) => format!("{}GiB", n / GIB),
+            n if n > 0 && n.is_multiple_of(MIB) => format!("{}MiB", n / MIB),
+            n => format!("{n}B"),
+        }
+    }
+}
+
 impl Add for Bytes {
     type Output = Self;
     fn add(self, other: Self) -> Self {

@@ -6,11 +6,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bytes::{Bytes, MIB, ParseBytesError};
+use crate::bytes::{Bytes, GIB, MIB, ParseBytesError};
 use crate::gguf::GgmlType;
 use crate::number::counted;
 use crate::suggest::{self, Hint};
@@ -417,6 +418,14 @@ impl FromStr for Ram {
     }
 }
 
+/// As it is typed: read back it is the same.
+impl fmt::Display for Ram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.bytes.typed())?;
+        self.bandwidth.map_or(Ok(()), |bandwidth| write!(f, "@{bandwidth}"))
+    }
+}
+
 /// A device's memory as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -449,6 +458,17 @@ impl FromStr for DeviceSize {
         let upper = text.trim().to_ascii_uppercase();
         let sold_as = upper.strip_suffix("GB").or_else(|| upper.strip_suffix('G')).and_then(|n| n.trim().parse().ok());
         Ok(Self { bytes: text.parse()?, sold_as })
+    }
+}
+
+/// As it is typed: read back it is the same.
+impl fmt::Display for DeviceSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sold_as {
+            Some(gb) if self.bytes.0 == u64::from(gb) * GIB => write!(f, "{gb}G"),
+            Some(gb) => write!(f, "{gb}GB"),
+            None => f.write_str(&self.bytes.typed()),
+        }
     }
 }
 

@@ -287,10 +287,19 @@ async function projectorOf(model) {
 
 async function check() {
   const model = await openCurrent();
-  const answer = await library.ask({ ask: "check", model, text: by("command").value, wish: wish() });
+  const question = { ask: "check", model, text: by("command").value, wish: wish() };
+  const tell = (how, answer, document) => how({ ...answer, name: "check" }, headline(document), verdicts[document.verdict] ?? "bad");
+  const answer = await library.ask(question);
   const document = JSON.parse(answer.document);
-  const one = document.checks ? `${document.checks.length} commands` : headline(document);
-  show({ ...answer, name: "check" }, one, document.checks ? "" : (verdicts[document.verdict] ?? "bad"));
+  if (again) return;
+  if (document.checks) return show({ ...answer, name: "check" }, `${document.checks.length} commands`, "");
+  // The answer first; then, where no field moves on meanwhile, how much faster a plan would be.
+  tell(showBrief, answer, document);
+  busy("answer", false);
+  await new Promise((done) => setTimeout(done, PAUSE));
+  if (again) return;
+  const whole = await library.ask({ ...question, plan: true });
+  if (!again) tell(show, whole, JSON.parse(whole.document));
 }
 
 /** What can be compared with the current model: its other type mixes, or what else was opened. */

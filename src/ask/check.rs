@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::beside;
 use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup, Options};
 use crate::gguf::Gguf;
@@ -57,6 +58,8 @@ pub struct Asked<'a> {
     pub environment: &'a BTreeMap<String, String>,
     pub target: Target,
     pub options: Options<'a>,
+    /// The words that describe the machine to `moeplan plan`, where a plan is to be made beside the command ([`beside::plan`]).
+    pub plan: Option<&'a [String]>,
 }
 
 /// Where the models of a command come from.
@@ -78,8 +81,8 @@ pub trait Models {
 
 /// What one launch would do; of a grid of llama-bench the largest.
 pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Checked, M::Error> {
-    let Asked { machine, environment, target, options } = asked;
-    let mut largest: Option<(Model, String, Checkup)> = None;
+    let Asked { machine, environment, target, options, plan: described } = asked;
+    let mut largest: Option<(Model, String, ParsedCommand, Checkup)> = None;
     let mut rows = Vec::new();
     let mut opened: Option<(ModelSource, RunConfig, (Model, String))> = None;
     for variant in grid::variants(held)? {
@@ -106,11 +109,12 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
             shortfall: checkup.shortfall.clone(),
         });
         if largest.as_ref().is_none_or(|(.., known)| size(&checkup) > size(known)) {
-            largest = Some((model, name, checkup));
+            largest = Some((model, name, command, checkup));
         }
     }
-    let (model, name, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
+    let (model, name, command, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
     let variants = if rows.len() > 1 { rows } else { Vec::new() };
+    let plan = described.and_then(|words| beside::plan((&model, &name), machine, &command, &checkup, words, options));
     Ok(Checked {
         model: plan::summary(&model, &name),
         command: sources::shown(held),
@@ -118,6 +122,7 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
         name: held.name.clone(),
         variants,
         projected: None,
+        plan,
     })
 }
 

@@ -66,6 +66,24 @@ impl Described {
         self.ram.is_some() || self.cpu.is_some() || self.cores.is_some() || self.memory_bandwidth.is_some()
     }
 
+    /// The flags that say this: read back they are the same.
+    pub fn words(&self) -> Vec<String> {
+        let list = |all: Vec<String>| (!all.is_empty()).then(|| all.join(","));
+        let sizes = |sizes: &[DeviceSize]| list(sizes.iter().map(ToString::to_string).collect());
+        let said = [
+            ("--vram", sizes(&self.vram)),
+            ("--gpu", list(self.gpu.clone())),
+            ("--backend", self.backend.map(|backend| format!("{backend:?}").to_lowercase())),
+            ("--budget", sizes(&self.budget)),
+            ("--ram", self.ram.map(|ram| ram.to_string())),
+            ("--memory-bandwidth", self.memory_bandwidth.map(|bandwidth| bandwidth.to_string())),
+            ("--cpu", self.cpu.clone()),
+            ("--cores", self.cores.map(|cores| cores.to_string())),
+        ];
+        let devices = self.device.iter().map(|device| ("--device", Some(device.clone())));
+        devices.chain(said).filter_map(|(flag, said)| Some([flag.to_string(), said?])).flatten().collect()
+    }
+
     /// The devices, in the order they are given; none of them is said to be here or elsewhere.
     pub fn devices(&self) -> Result<Vec<Device>, Error> {
         if !self.gpu.is_empty() {

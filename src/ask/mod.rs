@@ -3,6 +3,7 @@
 //! [`machine::Described`] and [`options::Planning`] are the flags of `plan`, as structs that JSON fills too. The answers are the
 //! documents that the program writes with `--json`.
 
+pub mod beside;
 pub mod check;
 pub mod known;
 pub mod machine;

@@ -1,5 +1,6 @@
 //! The models of a repository of the hub, and which of them fit a machine.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -81,8 +82,24 @@ impl Row {
     }
 }
 
+impl Fits {
+    /// What a machine makes most of first: what fits, by the time of its turn; what does not, by what is missing; what could not be judged.
+    pub fn order(a: Option<&Self>, b: Option<&Self>) -> Ordering {
+        let rank = |of: Option<&Self>| {
+            let turn = of.map_or(f64::INFINITY, |fits| fits.turn_seconds.unwrap_or(f64::MAX));
+            (turn, of.map_or(Bytes(0), |fits| fits.auto.short))
+        };
+        let ((turn, short), (other, than)) = (rank(a), rank(b));
+        turn.total_cmp(&other).then(short.cmp(&than))
+    }
+}
+
 impl Quants {
-    pub fn new(repo: &str, machine: Option<Machine>, rows: Vec<Row>) -> Self {
+    /// As the repository has them; for a machine in the order of [`Fits::order`].
+    pub fn new(repo: &str, machine: Option<Machine>, mut rows: Vec<Row>) -> Self {
+        if machine.is_some() {
+            rows.sort_by(|a, b| Fits::order(a.fits.as_ref(), b.fits.as_ref()));
+        }
         Self { schema: "moeplan/quants/1", repo: repo.to_string(), machine, rows }
     }
 }
@@ -112,4 +129,34 @@ pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes) -> Result
         blocks_with_experts: auto.placement.blocks_with_experts,
         auto: fit(auto),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_comes_first_by_its_turn_then_what_is_short_of_least() {
+        let fit = |fits, short| Fit { fits, memory: BTreeMap::new(), short: Bytes(short) };
+        let judged = |n_ctx, turn_seconds: Option<f64>, short| Fits {
+            n_ctx,
+            all_on_device: fit(false, 9),
+            experts_on_host: fit(false, 9),
+            auto: fit(turn_seconds.is_some(), short),
+            speed: None,
+            turn_seconds,
+            blocks_with_experts_on_host: 0,
+            blocks_with_experts: 1,
+        };
+        let mut rows = vec![
+            None,
+            Some(judged(4, None, 7)),
+            Some(judged(2, Some(9.0), 0)),
+            Some(judged(3, None, 5)),
+            Some(judged(1, Some(2.0), 0)),
+        ];
+        rows.sort_by(|a, b| Fits::order(a.as_ref(), b.as_ref()));
+        let order: Vec<u32> = rows.iter().map(|row| row.as_ref().map_or(0, |fits| fits.n_ctx)).collect();
+        assert_eq!(order, [1, 2, 3, 4, 0]);
+    }
 }

@@ -126,7 +126,13 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
         Dialect::LlamaCpp => output.build(args.build),
         Dialect::Ik => args.build.unwrap_or(REFERENCE),
     };
+    // A plan is of the file as it is.
+    let words = args.what_if.recipes().is_empty().then(|| {
+        let build = args.build.map(|build| ["--build".to_string(), build.to_string()]);
+        args.machine.words().into_iter().chain(build.into_iter().flatten()).collect::<Vec<_>>()
+    });
     answer(Asked {
+        plan: words.as_deref(),
         machine: &machine,
         environment: &environment,
         target: Target { build, dialect: args.dialect },
@@ -161,7 +167,9 @@ fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &
     if args.ask.is_some() {
         return Err(Refusal::new("`--ask` takes one command", "check a section of the file alone").into());
     }
-    let row = |held: &Held| match look(held) {
+    // A table of many commands has no room for plans, and each would take longer than its check.
+    let asked = Asked { plan: None, ..asked };
+    let row = |held: &Held| match ask::check::check(held, asked, &Here { args, folder, output }) {
         Ok(checked) => CheckRow::Checked(Box::new(checked)),
         Err(error) => {
             CheckRow::Failed { name: held.name.clone(), command: sources::shown(held), error: format!("{error:#}") }

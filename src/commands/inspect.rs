@@ -1,6 +1,6 @@
 //! `inspect`: what a GGUF file is. [I/O]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 
@@ -41,6 +41,9 @@ pub struct Args {
     what_if: WhatIfArgs,
 }
 
+/// What to say of a machine beside one model.
+pub const MACHINE_OF_ONE: &str = "a machine only works with `inspect hf:owner/repo`; for one model use `plan`";
+
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if !args.what_if.recipes().is_empty() {
@@ -53,7 +56,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(repo) = repository(args)? {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
-    ensure!(!args.machine.is_given(), "a machine only works with `inspect hf:owner/repo`; for one model use `plan`");
+    ensure!(!args.machine.is_given(), MACHINE_OF_ONE);
     let expected = args.expect.as_deref().map(|name| {
         let text = read_or_built_in("list of expectations", name, expectation::BUILT_IN)?;
         anyhow::Ok(Expectations::from_yaml(name, &text)?)
@@ -83,12 +86,26 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 
 /// The repository to list, where one without a quantisation is named.
 fn repository(args: &Args) -> anyhow::Result<Option<String>> {
-    for model in args.models.iter().filter_map(|model| model.to_str()) {
-        if let Location::Hub { repo, which: Which::Default } = Location::parse(model)? {
+    for model in &args.models {
+        if let Some(repo) = listed(model)? {
             let is_alone = args.models.len() == 1 && !args.tensors && !args.metadata && args.expect.is_none();
-            ensure!(is_alone, "`{model}` lists a repository, and only that: name one of its models, hf:{repo}:QUANT");
+            only_lists(&repo, is_alone)?;
             return Ok(Some(repo));
         }
     }
     Ok(None)
+}
+
+/// The repository that MODEL names without one of its models: it is listed.
+pub fn listed(model: &Path) -> anyhow::Result<Option<String>> {
+    Ok(match model.to_str().map(Location::parse).transpose()? {
+        Some(Location::Hub { repo, which: Which::Default }) => Some(repo),
+        _ => None,
+    })
+}
+
+/// Refuses what is asked of a list that only a model has.
+pub fn only_lists(repo: &str, is_alone: bool) -> anyhow::Result<()> {
+    ensure!(is_alone, "`hf:{repo}` lists a repository, and only that: name one of its models, hf:{repo}:QUANT");
+    Ok(())
 }

@@ -44,6 +44,24 @@ pub struct Proposal {
     pub beside: Vec<String>,
 }
 
+/// What llama-server may fetch of itself, and the words that it gets beside the launch's.
+#[derive(Debug, Clone, Copy)]
+pub struct Fetch<'a> {
+    pub output: &'a Output,
+    pub extra: &'a [String],
+}
+
+impl Fetch<'_> {
+    /// Counts the projector that is fetched beside a model of the hub, unless the words say otherwise.
+    fn add_projector(&self, path: &Path, model: &mut Model, run: &mut RunConfig) {
+        let words: Vec<String> =
+            std::iter::once("llama-server".to_string()).chain(self.extra.iter().cloned()).collect();
+        let said = parse::command_for(&words, &BTreeMap::new(), Target::newest());
+        run.mmproj_auto &= said.map_or(true, |said| said.run.mmproj_auto);
+        add_projector_of_hub(path, model, run, self.output);
+    }
+}
+
 pub const DOES_NOT_FIT: &str = "warning: the plan does not fit its budget; `moeplan plan` says by how much";
 
 impl Proposal {
@@ -98,11 +116,14 @@ impl Proposal {
             return Ok(());
         }
         let smaller = smaller(slot);
-        let hint = if self.trained().is_none_or(|trained| needs <= trained) {
-            let context = padded(needs).saturating_mul(forecast.numbers.n_stream.max(1));
-            format!("plan with -c {context} or more, or {smaller}")
-        } else {
-            format!("the model was trained on {slot} tokens, and llama-server takes no more: {smaller}")
+        let hint = match self.trained().filter(|trained| needs > *trained) {
+            None => {
+                let context = padded(needs).saturating_mul(forecast.numbers.n_stream.max(1));
+                format!("plan with -c {context} or more, or {smaller}")
+            }
+            Some(trained) => {
+                format!("the model was trained on {trained} tokens, and llama-server takes no more: {smaller}")
+            }
         };
         Err(Refusal::new(format!("{what} takes {needs} tokens of context, and this launch has room for {slot}"), hint))
     }
@@ -113,16 +134,17 @@ impl Proposal {
         path: &Path,
         options: &PlanOptions,
         engine: &Engine,
-        fetch: Option<&Output>,
+        fetch: Option<Fetch<'_>>,
     ) -> anyhow::Result<Self> {
         let open = |path: &Path| match fetch.filter(|_| model_arg::is_remote(path)) {
-            Some(output) => Ok((path.to_path_buf(), Model::from_gguf(model_arg::open(path, output)?)?)),
+            Some(fetch) => Ok((path.to_path_buf(), Model::from_gguf(model_arg::open(path, fetch.output)?)?)),
             None => model_arg::local_path(path).and_then(|path| Ok((path.clone(), model_arg::read(&path)?))),
         };
         if is_plan_file(path) {
-            let plan: Plan = serde_json::from_str(&read(path)?)
+            let mut plan: Plan = serde_json::from_str(&read(path)?)
                 .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))?;
-            let (_, model) = open(Path::new(&plan.model.path))?;
+            let (path, model) = open(Path::new(&plan.model.path))?;
+            plan.model.path = path.display().to_string();
             return Self::of_plan(plan, model, Vec::new(), engine, fetch);
         }
         let (path, model) = open(path)?;
@@ -135,15 +157,15 @@ impl Proposal {
         mut model: Model,
         options: &PlanOptions,
         engine: &Engine,
-        fetch: Option<&Output>,
+        fetch: Option<Fetch<'_>>,
     ) -> anyhow::Result<Self> {
         let mut machine = options.described_machine()?;
         machine.host.isa = engine.isa();
         let mut request = options.request(&model, &machine, &[])?;
         request.run.target.build = engine.build();
         let servers = bind(engine, &mut machine, &mut request.run)?;
-        if let Some(output) = fetch {
-            add_projector_of_hub(path, &mut model, &mut request.run, output);
+        if let Some(fetch) = fetch {
+            fetch.add_projector(path, &mut model, &mut request.run);
         }
         let plan = plan::plan(&model, &path.display().to_string(), &machine, &request)?;
         Self::of_plan(plan, model, servers, engine, fetch)
@@ -154,13 +176,13 @@ impl Proposal {
         mut model: Model,
         mut servers: Vec<RpcServer>,
         engine: &Engine,
-        fetch: Option<&Output>,
+        fetch: Option<Fetch<'_>>,
     ) -> anyhow::Result<Self> {
         let mut run = as_written(&plan.args)?;
         run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
-        if let Some(output) = fetch {
-            add_projector_of_hub(plan.model.path.as_ref(), &mut model, &mut run, output);
+        if let Some(fetch) = fetch {
+            fetch.add_projector(plan.model.path.as_ref(), &mut model, &mut run);
         }
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::machine::MachineArgs;
-use super::{Outcome, Output};
+use super::{Outcome, Output, working};
 use crate::ask::quants::{self, Fits};
 use crate::gguf::source::local::{LocalModel, Surroundings};
 use crate::gguf::{self, Value};
@@ -36,7 +36,7 @@ pub(crate) struct List {
     /// The machine that they are ranked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     machine: Option<Machine>,
-    /// By source and name; for a machine those that fit first, by the time of their turn.
+    /// By source and name; for a machine those that fit first, by the time of their turn, then by what is missing.
     models: Vec<Row>,
 }
 
@@ -83,10 +83,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
         row
     });
-    let mut models: Vec<Row> = models.collect();
+    let mut models: Vec<Row> = working(output, "planning for each model", || models.collect());
     if machine.is_some() {
-        let turn = |row: &Row| row.fits.as_ref()?.turn_seconds;
-        models.sort_by(|a, b| turn(a).unwrap_or(f64::INFINITY).total_cmp(&turn(b).unwrap_or(f64::INFINITY)));
+        models.sort_by(|a, b| Fits::order(a.fits.as_ref(), b.fits.as_ref()));
     }
     let document = List { schema: "moeplan/list/1", machine, models };
     output.show(&document)?;

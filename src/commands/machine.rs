@@ -46,6 +46,12 @@ impl MachineArgs {
         !(vram.is_empty() && gpu.is_empty() && device.is_empty())
     }
 
+    /// The flags that describe it.
+    pub fn words(&self) -> Vec<String> {
+        let file = self.machine.iter().flat_map(|path| ["--machine".to_string(), path.display().to_string()]);
+        file.chain(self.described.words()).collect()
+    }
+
     /// What is to stay free on every device: what was asked for, else what was measured of the devices calls for.
     pub fn margin(&self, machine: &Machine) -> Bytes {
         self.margin.unwrap_or_else(|| machine.margin())
@@ -254,6 +260,29 @@ mod tests {
         args.describe(&mut calibrated).unwrap();
         assert_eq!((rates(&calibrated).memory, rates(&calibrated).by_thread), (60.0, 7.0));
         assert!(host(Some("Ryzen 99"), None, "64G").unwrap_err().to_string().contains("Ryzen 99"));
+    }
+
+    #[test]
+    fn a_machine_in_words_reads_back() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            machine: MachineArgs,
+        }
+        for words in [
+            "--vram 24G,12GiB,24GB,23.5G --backend vulkan --ram 64G@ddr5-6000x2 --cores 8",
+            "--gpu RTX_4090,RTX_3090=24G --budget 20G,1000B --cpu Ryzen_7950X --memory-bandwidth 83.2",
+            "--device CUDA0=24G --device RPC0[a:1]=8M --ram 63M",
+            "--machine h100.json --vram 8G",
+        ] {
+            let of = |words: Vec<String>| {
+                let words = std::iter::once("x".to_string()).chain(words);
+                <Line as clap::Parser>::parse_from(words).machine
+            };
+            let typed = of(words.split(' ').map(|word| word.replace('_', " ")).collect());
+            let again = of(typed.words());
+            assert_eq!(format!("{again:?}"), format!("{typed:?}"), "{words}");
+        }
     }
 
     #[test]

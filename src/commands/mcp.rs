@@ -7,7 +7,7 @@ use std::io::{BufRead as _, Read as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::machine::MachineArgs;
 use super::plan_options::PlanOptions;
 use super::what_if::WhatIfArgs;
-use super::{Outcome, Output, check, devices, hint, model_arg, plan, print};
+use super::{Outcome, Output, check, devices, hint, inspect, model_arg, plan, print, quants};
 use crate::ask;
 use crate::ask::machine::Described;
 use crate::ask::options::Planning;
@@ -59,7 +59,8 @@ enum Code {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Inspect {
-    /// A GGUF file (of a split model any), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name.
+    /// A GGUF file (of a split model any), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name. `hf:owner/repo` alone
+    /// lists the models of the repository.
     model: PathBuf,
     /// List every tensor.
     #[serde(default)]
@@ -67,6 +68,10 @@ pub struct Inspect {
     /// List every key and its value.
     #[serde(default)]
     metadata: bool,
+    /// Of a repository: the machine that its models are ranked for.
+    machine: Option<Described>,
+    /// With `machine`: memory to leave free on every device: `512M`.
+    margin: Option<String>,
 }
 
 /// What is asked of `check`.
@@ -126,27 +131,36 @@ type Answer = (Value, String);
 struct Tool {
     name: &'static str,
     description: &'static str,
-    /// The schemas of what is asked and of the document, which `schema.rs` makes.
-    schemas: [&'static str; 2],
+    /// The schemas of what is asked, and of each kind of document, which `schema.rs` makes.
+    asked: &'static str,
+    documents: &'static [&'static str],
     call: fn(Value, &Output) -> anyhow::Result<Answer>,
 }
 
-macro_rules! schemas {
+macro_rules! schema {
+    (mcp $name:literal) => {
+        include_str!(concat!("../../schema/mcp-", $name, ".json"))
+    };
     ($name:literal) => {
-        [
-            include_str!(concat!("../../schema/mcp-", $name, ".json")),
-            include_str!(concat!("../../schema/", $name, "-1.json")),
-        ]
+        include_str!(concat!("../../schema/", $name, "-1.json"))
     };
 }
 
 const TOOLS: [Tool; 4] = [
     Tool {
         name: "inspect",
-        description: "What a GGUF model is, from its header: experts, parameters, bytes by role and type, memory per token of context.",
-        schemas: schemas!("inspect"),
+        description: "What a GGUF model is, from its header: experts, parameters, bytes by role and type, memory per token of context. Of a \
+            repository of the Hugging Face hub: its models, and what a machine makes of each.",
+        asked: schema!(mcp "inspect"),
+        documents: &[schema!("inspect"), schema!("quants")],
         call: |asked, output| {
-            let Inspect { model, tensors, metadata } = of_json(asked)?;
+            let Inspect { model, tensors, metadata, machine, margin } = of_json(asked)?;
+            if let Some(repo) = inspect::listed(&model)? {
+                inspect::only_lists(&repo, !tensors && !metadata)?;
+                let machine = machine.map(|described| of_machine(described, margin)).transpose()?;
+                return shown(&quants::of(&repo, machine.as_ref(), output)?);
+            }
+            ensure!(machine.is_none() && margin.is_none(), inspect::MACHINE_OF_ONE);
             let (model, mut inspection) = ask::inspect(model_arg::open(&model, output)?);
             if tensors {
                 inspection = inspection.with_tensors(&model);
@@ -160,7 +174,8 @@ const TOOLS: [Tool; 4] = [
     Tool {
         name: "check",
         description: "What a command line of llama.cpp would do: memory by device, whether it fits, warnings, predicted speed. Runs nothing.",
-        schemas: schemas!("check"),
+        asked: schema!(mcp "check"),
+        documents: &[schema!("check")],
         call: |asked, output| {
             let Check { command, machine, margin, build, turn, tensors } = of_json(asked)?;
             let machine = of_machine(machine, margin)?;
@@ -171,7 +186,8 @@ const TOOLS: [Tool; 4] = [
     Tool {
         name: "plan",
         description: "The fastest llama-server launch of a model that fits a machine: `command`, memory by device, predicted speed.",
-        schemas: schemas!("plan"),
+        asked: schema!(mcp "plan"),
+        documents: &[schema!("plan")],
         call: |asked, output| {
             let Plan { model, machine, margin, planning, words } = of_json(asked)?;
             let options = PlanOptions { machine: of_machine(machine, margin)?, planning, ..PlanOptions::default() };
@@ -182,7 +198,8 @@ const TOOLS: [Tool; 4] = [
     Tool {
         name: "devices",
         description: "The machine as plans see it: devices with total and free memory, main memory, processor.",
-        schemas: schemas!("devices"),
+        asked: schema!(mcp "devices"),
+        documents: &[schema!("devices")],
         call: |asked, _| {
             let Devices { machine } = of_json(asked)?;
             shown(&devices::of(&of_machine(machine, None)?)?)
@@ -295,14 +312,28 @@ fn reply_to(message: &Value, output: &Output) -> Option<Value> {
 }
 
 fn listed(tool: &Tool) -> Value {
-    let [asked, document] = tool.schemas.map(|schema| serde_json::from_str::<Value>(schema).unwrap_or_default());
+    let read = |schema: &&str| serde_json::from_str::<Value>(schema).unwrap_or_default();
     json!({
         "name": tool.name,
         "description": tool.description,
-        "inputSchema": asked,
-        "outputSchema": document,
+        "inputSchema": read(&tool.asked),
+        "outputSchema": any_of(tool.documents.iter().map(read).collect()),
         "annotations": { "readOnlyHint": true, "openWorldHint": true },
     })
+}
+
+/// One schema for documents of several kinds. A name that several define means the same in each.
+fn any_of(mut schemas: Vec<Value>) -> Value {
+    if schemas.len() < 2 {
+        return schemas.pop().unwrap_or_default();
+    }
+    let mut named = serde_json::Map::new();
+    for schema in &mut schemas {
+        if let Some(Value::Object(own)) = schema.as_object_mut().and_then(|schema| schema.remove("$defs")) {
+            named.extend(own);
+        }
+    }
+    json!({ "type": "object", "anyOf": schemas, "$defs": named })
 }
 
 /// The result of a call: the document and its page, or what went wrong and what to try.

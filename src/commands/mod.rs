@@ -31,6 +31,8 @@ use std::borrow::Cow;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anstyle::AnsiColor;
 use anyhow::Context as _;
@@ -281,6 +283,33 @@ fn progress(template: &str, length: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
 }
 
+/// How long work may take before a person who watches is told that it goes on.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Works; on a terminal a line says what at, where it takes longer than a second.
+fn working<T>(output: &Output, what: &'static str, work: impl FnOnce() -> T) -> T {
+    let bar = if output.global.quiet { ProgressBar::hidden() } else { progress("{spinner} {msg}, {elapsed}", None) };
+    if bar.is_hidden() { work() } else { shown_after(SILENT, &bar, what, work) }
+}
+
+/// Works, and shows the bar as soon as it has taken so long.
+fn shown_after<T>(silent: Duration, bar: &ProgressBar, what: &'static str, work: impl FnOnce() -> T) -> T {
+    let (working, is_over) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if is_over.recv_timeout(silent) == Err(RecvTimeoutError::Timeout) {
+                bar.set_message(what);
+                bar.enable_steady_tick(Duration::from_millis(100));
+                let _ = is_over.recv();
+                bar.finish_and_clear();
+            }
+        });
+        // It is over as soon as this is gone, be it by a panic.
+        let _working = working;
+        work()
+    })
+}
+
 pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
     if !matches!(command, Command::Worker(_)) {
         interrupt::watch();
@@ -348,8 +377,25 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 mod tests {
     use clap::CommandFactory as _;
 
+    use super::*;
+
+    #[test]
+    fn a_line_is_shown_where_work_takes_long_and_goes_with_it() {
+        let bar = ProgressBar::hidden();
+        let seen = shown_after(Duration::ZERO, &bar, "planning", || {
+            while bar.message().is_empty() {
+                std::thread::yield_now();
+            }
+            bar.message()
+        });
+        assert!(seen == "planning" && bar.is_finished());
+        let bar = ProgressBar::hidden();
+        assert_eq!(shown_after(Duration::MAX, &bar, "planning", || bar.message()), "");
+        assert!(!bar.is_finished());
+    }
+
     #[test]
     fn no_flag_is_defined_twice() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use indicatif::ProgressBar;
 
 use super::{Output, progress};
 use crate::bytes::Bytes;
-use crate::gguf::source::local::{self, Surroundings};
+use crate::gguf::source::local::{self, LocalModel, Surroundings};
 use crate::gguf::source::{Client, Error, Event, Failure, Location, Which};
 use crate::gguf::{self, Gguf};
 use crate::model::Model;
+use crate::suggest::Refusal;
 
 pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
     let Some(text) = model.to_str() else { return Ok(gguf::open(model)?) };
@@ -29,15 +29,19 @@ pub fn open(model: &Path, output: &Output) -> anyhow::Result<Gguf> {
             if !(output.global.offline && is_offline) {
                 return Err(error);
             }
-            let name = match &which {
-                Which::Default => format!("{repo}/"),
-                Which::Quant(quant) => format!("{repo}:{quant}"),
-                Which::File(file) => format!("{repo}/{}", gguf::source::hub::stem(file).0),
-            };
-            let found = local::find(&Surroundings::here().models(), &name);
-            found.map_or_else(|_| Err(error), |found| Ok(gguf::open(&found.path)?))
+            cached(&repo, &which).map_or(Err(error), |found| Ok(gguf::open(&found.path)?))
         }
     }
+}
+
+/// The model of a repository that a cache of this computer has.
+fn cached(repo: &str, which: &Which) -> Option<LocalModel> {
+    let name = match which {
+        Which::Default => format!("{repo}/"),
+        Which::Quant(quant) => format!("{repo}:{quant}"),
+        Which::File(file) => format!("{repo}/{}", gguf::source::hub::stem(file).0),
+    };
+    local::find(&Surroundings::here().models(), &name).ok()
 }
 
 /// The header of the projector that `-hf` fetches beside a MODEL of the hub; `None` where there is none.
@@ -51,13 +55,24 @@ pub fn projector_beside(model: &Path, output: &Output) -> anyhow::Result<Option<
     })
 }
 
-/// The path of a MODEL that has to be here with its weights.
+/// The path of a MODEL that has to be here with its weights: one of the hub in a cache, where what fetched it has put it.
 pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
-    if is_remote(model) {
-        bail!("`{}`: this needs the weights: download the model and pass its path", model.display());
+    let shown = model.display();
+    let missing =
+        |hint| Refusal::new(format!("`{shown}`: this needs the weights, which are not on this computer"), hint);
+    match model.to_str().map(Location::parse).transpose()? {
+        Some(Location::Hub { repo, which }) => match cached(&repo, &which).filter(|found| found.is_whole) {
+            Some(found) => Ok(found.path),
+            None => {
+                let hint = format!(
+                    "`moeplan run {shown}` has llama-server fetch the model; then it is found here by the same name"
+                );
+                Err(missing(hint).into())
+            }
+        },
+        Some(Location::Address(_)) => Err(missing("download the file, and pass its path".to_string()).into()),
+        _ => path(model),
     }
-    model.to_str().map(Location::parse).transpose()?;
-    path(model)
 }
 
 /// Whether a MODEL is at an address or on the hub.

@@ -10,7 +10,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
-use crate::commands::{Outcome, Output, check, model_arg};
+use crate::commands::{Outcome, Output, check, model_arg, working};
 use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
@@ -175,7 +175,8 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     anyhow::ensure!(varied == args.sweep.len(), "give --sweep at most once for vram and once for ctx");
     let points = axes.0.map_or(1, <[u64]>::len) * axes.1.map_or(1, <[u64]>::len);
     anyhow::ensure!(points <= MOST_POINTS, "--sweep: {points} points, {MOST_POINTS} at most: take larger steps");
-    let mut document = plan::sweep::sweep(&model, &path, &machine, &request, axes)?;
+    let plans = || plan::sweep::sweep(&model, &path, &machine, &request, axes);
+    let mut document = working(output, "planning for each budget and context", plans)?;
     document.model.what_if = what_if;
     output.show(&document)?;
     Ok(if document.points.iter().any(|point| point.fits) { Outcome::Yes } else { Outcome::No })
@@ -185,7 +186,8 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = asked;
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
-    let mut document = want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)))?;
+    let least = || want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)));
+    let mut document = working(output, "planning for other machines", least)?;
     document.model.what_if = what_if;
     output.show(&document)?;
     Ok(if document.is_reachable() { Outcome::Yes } else { Outcome::No })
@@ -214,7 +216,8 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
     let machine = args.options.described_machine()?;
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
-    let document = ask::together::together(&all, &machine, &args.weights, bandwidth(args))?;
+    let shared = || ask::together::together(&all, &machine, &args.weights, bandwidth(args));
+    let document = working(output, "planning for each share of the machine", shared)?;
     match args.emit {
         None => output.show(&document)?,
         Some(form) => {
@@ -233,15 +236,16 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
     let is_alone = args.emit.is_none() && args.sweep.is_empty() && args.want.is_empty() && !args.upgrade;
     anyhow::ensure!(is_alone, "--emit, --sweep, --want and --upgrade take one MODEL, and one recipe");
-    let mut rows = Vec::new();
-    for (at, Asked { model, path, what_if, machine, request }) in (0..).zip(all) {
+    let planned = |(at, Asked { model, path, what_if, machine, request })| {
         let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
         if what_if.is_some() {
             row.point.label = format!("{path} (predicted)");
         }
         row.model.what_if = what_if;
-        rows.push(row);
-    }
+        anyhow::Ok(row)
+    };
+    let each = || (0..).zip(all).map(planned).collect::<anyhow::Result<_>>();
+    let rows = working(output, "planning for each model", each)?;
     let machine = args.options.described_machine()?;
     args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
     let document = Plans { schema: "moeplan/plans/1".into(), machine, rows };
@@ -295,10 +299,11 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(note) = assumed {
         output.say(&note);
     }
-    let mut plan = one.plan(args.emit.is_some())?;
+    let mut plan = working(output, "planning", || one.plan(args.emit.is_some()))?;
     let Asked { model, machine, request, .. } = one;
     if args.upgrade {
-        plan.upgrades = want::upgrades(&model, &machine, &request, bandwidth(args))?;
+        let larger = || want::upgrades(&model, &machine, &request, bandwidth(args));
+        plan.upgrades = working(output, "planning for larger machines", larger)?;
     }
     match (args.emit, output.format()) {
         (Some(form), _) => {

@@ -8,6 +8,14 @@ const PARALLEL: usize = 4;
 
 /// Runs the listing; exit 1 where a machine is given and nothing fits it.
 pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Outcome> {
+    let document = of(repo, machine, output)?;
+    output.show(&document)?;
+    let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
+    Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
+}
+
+/// The models of a repository, and which of them fit the machine, where one is given.
+pub fn of(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Quants> {
     let described = |args: &MachineArgs| args.machine().map(|machine| (args.margin(&machine), machine));
     let machine = machine.map(described).transpose()?;
     let rows = model_arg::with_client(output, |client| {
@@ -32,8 +40,5 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
         }
         Ok(rows)
     })?;
-    let document = Quants::new(repo, machine.map(|(_, machine)| machine), rows);
-    output.show(&document)?;
-    let any = document.rows.iter().filter_map(|row| row.fits.as_ref()).any(|fits| fits.auto.fits);
-    Ok(if document.machine.is_some() && !any { Outcome::No } else { Outcome::Yes })
+    Ok(Quants::new(repo, machine.map(|(_, machine)| machine), rows))
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
-use super::launch::{Engine, EngineArgs, Proposal};
+use super::launch::{Engine, EngineArgs, Fetch, Proposal};
 use super::plan_options::{PlanOptions, is_plan_file};
 use super::{Outcome, Output, interrupt, model_arg, progress};
 use crate::bytes::Bytes;
@@ -78,7 +78,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     let engine = Engine::Server(Box::new(server.clone()));
     let mut follow = args.follow.then(|| Follow::new(args, &engine)).transpose()?;
-    let mut proposal = Proposal::of_model(&args.model, &args.options, &engine, Some(output))?;
+    let fetch = Some(Fetch { output, extra: &args.extra });
+    let mut proposal = Proposal::of_model(&args.model, &args.options, &engine, fetch)?;
     loop {
         proposal.warn(output);
         let (running, promise) = start(&proposal, &server, &engine, args.tolerance, output)?;
@@ -201,7 +202,8 @@ impl<'a> Follow<'a> {
             return None;
         }
         output.say(&format!("{amount} of {name} are free for the server now: planning again"));
-        let next = Proposal::of_model(&self.args.model, &self.args.options, self.engine, Some(output));
+        let fetch = Some(Fetch { output, extra: &self.args.extra });
+        let next = Proposal::of_model(&self.args.model, &self.args.options, self.engine, fetch);
         // A request may have come meanwhile.
         if running.ended().is_some() || running.serving().running() > 0 {
             return None;

@@ -16,6 +16,7 @@ use crate::memory::{Error, HOST};
 use crate::number::signed;
 use crate::rules::Role;
 use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args, spelling};
+use crate::speed::prices::limited;
 use crate::speed::{Speed, Term};
 
 /// Another launch beside the one that is proposed.
@@ -294,7 +295,7 @@ impl Subject<'_> {
         };
         let mut terms = vec![
             ("routed experts", experts, fixed("what is left of the budget goes here")),
-            ("other weights", others, fixed("they move only when no expert is left to move")),
+            ("other weights", others, fixed(self.why_others_stay())),
             ("context", row.context, of_context),
             ("compute", row.compute, of_compute),
             ("overhead", row.overhead, fixed("the driver's context and pools at their peak")),
@@ -302,6 +303,18 @@ impl Subject<'_> {
         ];
         terms.sort_by_key(|(_, bytes, _)| std::cmp::Reverse(*bytes));
         terms.into_iter().map(term).collect()
+    }
+
+    /// When weights that are not routed experts leave a device ([`Problem::solve`]'s tiers).
+    fn why_others_stay(&self) -> &'static str {
+        let Problem { model, request, .. } = self.problem;
+        match request.strategy {
+            Strategy::Auto if model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert) => {
+                "they move only when no expert is left to move"
+            }
+            Strategy::Auto => "they move where they do not fit, feed-forward weights first",
+            _ => "this strategy leaves them where they are: --strategy auto may move them",
+        }
     }
 
     /// What a change frees of a device with the same placement, and what it costs.
@@ -342,7 +355,7 @@ impl Subject<'_> {
             quantize(to);
             to.context = ContextChoice::Max;
         });
-        fix(!request.levers.ubatch && run.n_ubatch > 128, "without your own -ub", "", &|to| {
+        fix(!request.levers.ubatch && run.n_ubatch > 128, "-ub auto -b auto", "without your own", &|to| {
             (to.levers.ubatch, to.levers.batch) = (true, true);
         });
         fix(request.strategy != Strategy::Auto, "--strategy auto", "", &|to| to.strategy = Strategy::Auto);
@@ -369,21 +382,26 @@ impl Subject<'_> {
     /// The same plan on a machine with what is missing.
     fn larger_machine(&self) -> Option<Alternative> {
         let mut machine = self.problem.machine.clone();
-        let mut wanted = Vec::new();
+        let (mut words, mut wanted) = (Vec::new(), Vec::new());
         for device in &mut machine.devices {
             if let Some(over) = self.candidate.shortfall.get(&device.name) {
-                device.total += Bytes(over.0.next_multiple_of(64 << 20));
-                device.free = device.free.max(device.total);
+                *device = limited(device, device.total + Bytes(over.0.next_multiple_of(64 << 20)));
                 wanted.push(format!("{} on {}", device.total, device.name));
             }
+        }
+        if !wanted.is_empty() {
+            let budgets = machine.devices.iter().map(|device| device.total.typed());
+            words.push(format!("--budget {}", budgets.collect::<Vec<_>>().join(",")));
         }
         if let (Some(ram), Some(over)) = (&mut machine.host.ram, self.candidate.shortfall.get(HOST)) {
             // Some of what is added goes to the system.
             *ram += Bytes((over.0 + over.0 / 7).next_multiple_of(64 << 20));
             wanted.push(format!("{ram} of main memory"));
+            words.push(format!("--ram {}", ram.typed()));
         }
         let candidate = super::solve(self.problem.model, &machine, self.problem.request).ok()?;
-        candidate.fits().then(|| self.alternative(wanted.join(" and "), &candidate, "more memory"))
+        let note = format!("more memory: {}", wanted.join(" and "));
+        candidate.fits().then(|| self.alternative(words.join(" "), &candidate, &note))
     }
 }
 

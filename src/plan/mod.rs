@@ -77,6 +77,26 @@ pub struct Checked {
     /// What `--ask` found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projected: Option<Projected>,
+    /// What the planner makes of the same model with the same context; absent where that was not asked, or nothing fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Beside>,
+}
+
+/// The plan beside a command that was checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Beside {
+    /// The `moeplan plan …` whose answer it is, quoted for a shell; untrusted text.
+    pub asked: String,
+    /// The planned command, quoted for a shell; untrusted text.
+    pub command: String,
+    pub memory: BTreeMap<String, checkup::Row>,
+    pub speed: Speed,
+    /// The predicted time of the turn, in seconds.
+    pub turn_seconds: f64,
+    /// How many times as fast the turn is as with the command; absent where the command does not run as it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times_as_fast: Option<f64>,
 }
 
 /// What an installed llama.cpp projects for a command.

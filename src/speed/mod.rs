@@ -81,6 +81,11 @@ impl Speed {
         (speed, if share > 0.0 { share } else { self.uncertainty })
     }
 
+    /// The time of a turn: prompt ÷ pp + generated ÷ tg, in seconds.
+    pub fn turn_seconds(&self, turn: Turn) -> f64 {
+        f64::from(turn.prompt) / self.pp + f64::from(turn.generate) / self.tg
+    }
+
     /// The share that a phase's speed may be off, in whole percent.
     pub fn within(&self, phase: Phase) -> String {
         format!("±{:.0}%", self.of(phase).1 * 100.0)
@@ -93,7 +98,7 @@ impl Speed {
 pub struct Estimate {
     /// Tokens per second.
     pub speed: Speed,
-    /// Time of the turn: prompt ÷ pp + generated ÷ tg, in seconds.
+    /// Time of the turn, in seconds.
     pub turn_seconds: f64,
     /// What the time is spent on, by phase.
     pub terms: Vec<Term>,
@@ -156,11 +161,8 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     // A share of a share has no more digits than its parts.
     let [uncertainty_pp, uncertainty_tg] = uncertainty.map(|share| (share * 1e3).round() / 1e3);
     let uncertainty = uncertainty_pp.max(uncertainty_tg);
-    Estimate {
-        speed: Speed { pp, tg, basis, uncertainty, uncertainty_pp, uncertainty_tg },
-        turn_seconds: f64::from(turn.prompt) / pp + f64::from(turn.generate) / tg,
-        terms,
-    }
+    let speed = Speed { pp, tg, basis, uncertainty, uncertainty_pp, uncertainty_tg };
+    Estimate { turn_seconds: speed.turn_seconds(turn), speed, terms }
 }
 
 #[cfg(test)]

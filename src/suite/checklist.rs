@@ -259,7 +259,12 @@ fn memory(bench: &Bench) -> Vec<Item> {
     }
     if !bench.savings.iter().any(|saving| saving.by == "driver") {
         let what = "what the devices show agrees with llama.cpp's own sums";
-        items.push(Item::open(what, "no driver here reports device memory"));
+        let why = match (baselines.is_empty(), bench.savings.is_empty()) {
+            (true, _) => "there is no baseline to compare it with",
+            (false, true) => "no baseline was measured beside it",
+            (false, false) => "no driver here reports device memory",
+        };
+        items.push(Item::open(what, why));
     }
     items
 }
@@ -353,6 +358,10 @@ mod tests {
         let items = lines(&bench);
         holds(&items, "less device memory than all-on-device", Verdict::Pass, "50.0% less, by llama.cpp");
         holds(&items, "what the devices show", Verdict::NotAssessed, "no driver");
+        let unmeasured = Bench { savings: Vec::new(), ..self::bench(1) };
+        holds(&lines(&unmeasured), "what the devices show", Verdict::NotAssessed, "no baseline was measured");
+        let alone = Bench { cases: bench.cases[..1].to_vec(), ..unmeasured };
+        holds(&lines(&alone), "what the devices show", Verdict::NotAssessed, "there is no baseline");
         holds(&items, "experts-on-host: code is", Verdict::Skipped, "it was not asked");
         holds(&items, "all-on-device: memory", Verdict::NotAssessed, "by itself");
         holds(&items, "all-on-device: every launch", Verdict::Pass, "1 launch");

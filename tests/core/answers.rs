@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use moeplan::ask::beside;
+use moeplan::ask::machine::Described;
 use moeplan::ask::options::{Planning, kept};
 use moeplan::bytes::{Bytes, GIB, MIB};
+use moeplan::checkup::{self, Checkup, Options};
 use moeplan::machine::{Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::explain::Alternative;
 use moeplan::plan::solver::Strategy;
-use moeplan::plan::{self, ContextChoice, Plan, Request};
+use moeplan::plan::{self, Beside, ContextChoice, Plan, Request, Turn};
 use moeplan::run::{Target, parse};
 use moeplan::synth::Wish;
-use moeplan::{checkup, memory};
 
 use crate::support::planning::{machine, model};
 
@@ -23,8 +25,9 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// The request with more words; `None` where they are not words.
-    fn request(&self, more: &str) -> Option<Request> {
+    /// What more words ask for, about the machine that they describe; `None` where they are not words.
+    fn request(&self, more: &str) -> Option<(Machine, Request)> {
+        let mut machine = self.machine.clone();
         let mut planning = Planning { explain: true, ..Planning::default() };
         let mut margin = self.machine.margin();
         let mut rest = Vec::new();
@@ -38,26 +41,35 @@ impl Asked<'_> {
                 "--strategy" => {
                     planning.strategy = Some(if value() == "auto" { Strategy::Auto } else { Strategy::AllOnDevice });
                 }
-                "--margin" => margin = Bytes(value().parse().unwrap()),
+                "--margin" => margin = value().parse().unwrap(),
+                "--budget" => {
+                    let budget = value().split(',').map(|size| size.parse().unwrap()).collect();
+                    machine = Described { budget, ..Described::default() }.limited(machine).unwrap();
+                }
+                "--ram" => Described { ram: Some(value().parse().unwrap()), ..Described::default() }
+                    .describe(&mut machine.host)
+                    .unwrap(),
+                "--prompt" => planning.prompt = value().parse().unwrap(),
                 "--depth" => planning.depth = value().parse().unwrap(),
                 "--allow-quantized-cache" => planning.allow_quantized_cache = true,
                 "--" => {}
                 flag if flag.starts_with('-') => {
                     rest.push(flag.to_string());
-                    if !flag.starts_with("--no-") && !["--op-offload", "-nkvo"].contains(&flag) {
+                    if !flag.starts_with("--no-") && !["--op-offload", "-nkvo", "-kvu", "--swa-full"].contains(&flag) {
                         rest.push(value().to_string());
                     }
                 }
                 _ => return None,
             }
         }
-        Some(Request { margin, ..planning.request(self.model, self.machine, &kept(&rest).unwrap()).unwrap() })
+        let request = planning.request(self.model, &machine, &kept(&rest).unwrap()).unwrap();
+        Some((machine, Request { margin, ..request }))
     }
 
     /// The plan for a request, without what is said beside it.
-    fn direct(&self, request: Request) -> Plan {
+    fn direct(&self, (machine, request): (Machine, Request)) -> Plan {
         let request = Request { explain: false, ..request };
-        plan::brief(self.model, "model.gguf", self.machine, &request).unwrap()
+        plan::brief(self.model, "model.gguf", &machine, &request).unwrap()
     }
 
     /// An answer in words is the plan that they ask for; any other is what its arguments give. Whether it is in words. The turn has
@@ -76,14 +88,16 @@ impl Asked<'_> {
         }
         let words = ["llama-server", "-fit", "off", "-np", "1"].map(str::to_string).into_iter();
         // The first build with an expert cache, where the plan's has none.
-        let Target { build, dialect } = self.request("").unwrap().run.target;
+        let request = self.request("").unwrap().1;
+        let Target { build, dialect } = request.run.target;
         let build = if answer.what.contains("--moe-cache-mib") { build.max(11_480) } else { build };
-        let target = Target { build, dialect };
         let words: Vec<String> = words.chain(answer.args.clone()).collect();
-        let run = parse::command_for(&words, &BTreeMap::new(), target).unwrap().run;
-        let forecast = memory::forecast(self.model, self.machine, &run).unwrap();
-        let machine_is_larger = answer.note.as_deref() == Some("more memory");
-        assert!(machine_is_larger || checkup::Row::table(&forecast) == answer.memory, "{what}");
+        let command = parse::command_for(&words, &BTreeMap::new(), Target { build, dialect }).unwrap();
+        let options = Options { margin: plan.margin, turn: Some(plan.turn), ..Options::default() };
+        let checked = checkup::check(self.model, self.machine, &command, options).unwrap();
+        assert_eq!((&checked.memory, &checked.shortfall), (&answer.memory, &answer.shortfall), "{what}");
+        assert_eq!(checked.fits(), answer.fits, "{what}");
+        assert!(checked.speed.is_none_or(|speed| speed == answer.speed), "{what}");
         false
     }
 }
@@ -115,10 +129,11 @@ fn what_is_printed_asked_for_directly_is_the_same() {
     for (nth, (machine, words)) in cases.iter().enumerate() {
         for model in models.iter().skip(nth % 3).step_by(3) {
             let asked = Asked { model, machine, words };
-            let plan = plan::plan(model, "model.gguf", machine, &asked.request("").unwrap()).unwrap();
+            let (_, request) = asked.request("").unwrap();
+            let plan = plan::plan(model, "model.gguf", machine, &request).unwrap();
             for rung in &plan.ladder {
                 let context = ContextChoice::Fixed(rung.n_ctx);
-                let direct = asked.direct(Request { context, ..asked.request("").unwrap() });
+                let direct = asked.direct((machine.clone(), Request { context, ..request.clone() }));
                 assert_eq!((direct.check.fits(), &direct.check.shortfall), (rung.fits, &rung.shortfall), "{rung:?}");
                 assert_eq!(direct.placement.blocks_with_experts_on_host, rung.experts_on_host, "{rung:?}");
                 assert_eq!((&direct.speed, direct.turn_seconds), (&rung.speed, rung.turn_seconds), "{rung:?}");
@@ -140,7 +155,7 @@ fn the_ladder_ends_with_the_model_and_has_room_for_the_turn() {
     let machine = with_ram(&[24_000], 64);
     let rungs = |words| {
         let asked = Asked { model: &model, machine: &machine, words };
-        let request = Request { explain: false, ..asked.request("").unwrap() };
+        let request = Request { explain: false, ..asked.request("").unwrap().1 };
         let plan = plan::plan(&model, "model.gguf", &machine, &request).unwrap();
         plan.ladder.iter().map(|rung| rung.n_ctx).collect::<Vec<_>>()
     };
@@ -151,4 +166,75 @@ fn the_ladder_ends_with_the_model_and_has_room_for_the_turn() {
     let asked = Asked { model: &model, machine: &machine, words: "" };
     let brief = asked.direct(asked.request("").unwrap());
     assert!(brief.ladder.is_empty() && brief.fit_choice.is_none());
+}
+
+/// A command checked, and the plan beside it.
+fn beside(model: &Model, machine: &Machine, line: &str, margin: Bytes, turn: Turn) -> (Checkup, Option<Beside>) {
+    let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
+    let command = parse::command_for(&words, &BTreeMap::new(), Target::default()).unwrap();
+    let options = Options { margin, turn: Some(turn), ..Options::default() };
+    let checkup = checkup::check(model, machine, &command, options).unwrap();
+    let plan = beside::plan((model, "model.gguf"), machine, &command, &checkup, &[], options);
+    (checkup, plan)
+}
+
+#[test]
+fn the_plan_beside_a_command_is_what_its_words_ask_for_and_serves_the_same() {
+    let model = model("qwen3-30b-a3b", &Wish { blocks: Some(6), ..Wish::default() });
+    let deep = Turn { depth: 3000, ..Turn::default() };
+    for (machine, line, margin, turn, is_faster) in [
+        (with_ram(&[2300], 64), "llama-server -ngl 99 -cmoe -c 16384 -np 1", 0, Turn::default(), Some(true)),
+        (
+            with_ram(&[2300], 64),
+            "llama-server -ngl 99 -ncmoe 5 -c 8192 -ctk q8_0 -ctv q8_0 -fa on",
+            128,
+            deep,
+            Some(true),
+        ),
+        // Four slots that share a cache, where nobody says how many.
+        (with_ram(&[24_000], 64), "llama-server -ngl 0 -c 8192 -t 2 -ub 64", 0, Turn::default(), Some(true)),
+        (
+            with_ram(&[1900, 1500], 64),
+            "llama-server -ngl 99 -ts 1,0 -cmoe -c 8192 -np 2 -dev CUDA0,CUDA1",
+            0,
+            Turn::default(),
+            Some(true),
+        ),
+        // It does not fit as written; fitting makes it fit, with less context in the second.
+        (with_ram(&[2300], 64), "llama-server -ngl 99 -c 16384 -np 1 -fit off", 0, Turn::default(), None),
+        (with_ram(&[2600], 64), "llama-server -np 1", 0, Turn::default(), None),
+    ] {
+        let (checkup, found) = beside(&model, &machine, line, Bytes::mib(margin), turn);
+        let found = found.unwrap_or_else(|| panic!("no plan beside {line}: {checkup:?}"));
+        let words = found.asked.strip_prefix("moeplan plan ").unwrap().replace("model.gguf", "");
+        let asked = Asked { model: &model, machine: &machine, words: "" };
+        let direct = asked.direct(asked.request(&words).unwrap());
+        assert_eq!((&direct.command, &direct.check.memory), (&found.command, &found.memory), "{words}");
+        assert_eq!((&direct.speed, direct.turn_seconds), (&found.speed, found.turn_seconds), "{words}");
+        let served =
+            |run: &moeplan::run::ResolvedRun| (run.n_ctx, run.n_ctx_seq, run.n_seq_max(), run.type_k, run.type_v);
+        match &checkup.fit {
+            Some(fit) => assert_eq!(direct.check.run.n_ctx, fit.n_ctx, "{line}"),
+            None => assert_eq!(served(&direct.check.run), served(&checkup.run), "{line}"),
+        }
+        assert_eq!(found.times_as_fast.map(|times| times > 1.02), is_faster, "{line}: {found:?}");
+        if let (Some(times), Some(speed)) = (found.times_as_fast, &checkup.speed) {
+            let seconds = f64::from(turn.prompt) / speed.pp + f64::from(turn.generate) / speed.tg;
+            assert!((times * found.turn_seconds / seconds - 1.0).abs() < 1e-9, "{line}");
+        }
+        // The plan's own command is as fast as itself.
+        let own = found.command.replace("-m model.gguf", "").replace('\'', "");
+        let (_, again) = beside(&model, &machine, &own, Bytes::mib(margin), turn);
+        assert_eq!(again.and_then(|again| again.times_as_fast), Some(1.0), "{own}");
+    }
+    for (line, why) in [
+        ("llama-cli -ngl 99 -c 4096", "not a server"),
+        ("llama-server -ngl 99 -c 4096 -dev CUDA0", "some of the devices"),
+        ("llama-server -ngl 99 -c 4096 --override-kv a=int:1", "other keys"),
+        ("llama-server -ngl 99 -c 4096 -ctv q8_0 -fa off", "refused"),
+        ("llama-server -ngl 99 -c 4000000 -fit off", "nothing fits"),
+    ] {
+        let (_, found) = beside(&model, &with_ram(&[1900, 1500], 64), line, Bytes(0), Turn::default());
+        assert_eq!(found, None, "{why}");
+    }
 }

@@ -95,26 +95,41 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
     let folder = tempfile::tempdir().expect("a folder");
     let (path, file) = ("/o/r/resolve/main/m-Q4_K_M.gguf", std::fs::read(tiny(folder.path())).expect("a model"));
     let (whole, shown) = (file.len() as u64, Bytes(file.len() as u64).to_string());
-    let item = format!(r#"[{{"type":"file","path":"m-Q4_K_M.gguf","size":{whole},"oid":"x"}}]"#);
+    let beside = folder.path().join("mmproj-F16.gguf");
+    let mut synth = Command::new(MOEPLAN);
+    synth.args(["synth", "mmproj-llava-1.5-7b", "--tiny", "--recipe", "F16", "-q", "-o"]).arg(&beside);
+    assert!(synth.stdout(Stdio::null()).status().expect("moeplan").success());
+    let projector = std::fs::read(beside).expect("a projector");
+    let small = projector.len();
+    let item = format!(
+        r#"[{{"type":"file","path":"m-Q4_K_M.gguf","size":{whole},"oid":"x"}},{{"type":"file","path":"mmproj-F16.gguf","size":{small},"oid":"y"}}]"#
+    );
     let hub = Server::new(move |request| match request.path.as_str() {
         "/api/models/o/r/tree/main?recursive=true" => Answer::status(200).body(item.clone()),
         asked if asked == path => Answer::range(request, &file, "\"e\""),
+        "/o/r/resolve/main/mmproj-F16.gguf" => Answer::range(request, &projector, "\"f\""),
         _ => Answer::status(404),
     });
-    for (offline, fetches) in [("", "FAKE_LLAMA_SERVER=fetch"), ("--offline", "FAKE_LLAMA_SERVER=")] {
-        let answer = folder.path().join(format!("run{offline}.json"));
+    let fetching = "FAKE_LLAMA_SERVER=fetch";
+    // The model's projector is counted, unless the words for llama-server say that it is not loaded.
+    for (offline, fetches, extra) in [
+        ("", fetching, ""),
+        ("--offline", "FAKE_LLAMA_SERVER=", ""),
+        ("", "FAKE_LLAMA_SERVER=", "-- --jinja --no-mmproj"),
+    ] {
+        let answer = folder.path().join(format!("run{offline}{}.json", extra.len()));
         let [home, answer_path, server] = [folder.path(), &answer, &fake()].map(|path| path.display().to_string());
         // It fetches for longer than it may load.
         let line = format!(
             "exec env {fetches} FAKE_LLAMA_SERVER_STATE={home} HF_ENDPOINT={} HOME={home} XDG_CACHE_HOME={home} {MOEPLAN} run {offline} \
-             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:o/r:Q4_K_M",
+             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:o/r:Q4_K_M {extra}",
             hub.address
         );
         let mut command = Command::new("script");
         command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdout(Stdio::piped());
         let mut talker = Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")));
         talker.until(&format!("llama-server fetches {shown} first"));
-        if offline.is_empty() {
+        if fetches == fetching {
             talker.until("fetching the model, ");
         }
         talker.until("Ctrl-C stops");
@@ -124,10 +139,13 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
             document["command"].as_array().expect("words").iter().filter_map(|word| word.as_str()).collect();
         assert!(words.windows(2).any(|pair| pair == ["-hf", "o/r:Q4_K_M"]) && !words.contains(&"-m"), "{words:?}");
         assert_eq!(words.contains(&"--offline"), !offline.is_empty(), "{words:?}");
+        let parts = document["plan"]["parts"].as_array().map_or(0, Vec::len);
+        let is_counted = talker.said.contains("also loads mmproj-F16.gguf") && parts == 2;
+        assert_eq!((is_counted, words.contains(&"--no-mmproj")), (extra.is_empty(), !extra.is_empty()), "{words:?}");
         talker.child.stdin.as_mut().expect("stdin").write_all(b"\x03").expect("Ctrl-C");
         assert_eq!(talker.end().0, Some(130));
     }
-    assert!(hub.sent() < whole, "more than the header was read: {} of {whole} bytes", hub.sent());
+    assert!(hub.sent() < whole + small as u64, "more than the header was read: {} of {whole} bytes", hub.sent());
 }
 
 /// A card whose memory other programs take and give back, by a library in the place of the driver's.

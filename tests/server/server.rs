@@ -384,3 +384,62 @@ fn the_real_server_killed_mid_stream_is_said_to_be() {
     killer.join().expect("the killer");
     assert!(error.to_string().starts_with("llama-server died while answering (signal 9 (SIGKILL))"), "{error}");
 }
+
+/// What needs the weights of a model of the hub takes them from the cache, or says what fetches them.
+#[test]
+fn a_model_of_the_hub_is_measured_where_a_cache_has_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny(folder.path());
+    let verify = || {
+        let mut command = Command::new(MOEPLAN);
+        command.args([
+            "verify",
+            "--runtime",
+            "server",
+            "--backend",
+            "cpu",
+            "-c",
+            "512",
+            "hf:o/r:Q4_K_M",
+            "--llama-server",
+        ]);
+        command.arg(fake()).env("HOME", folder.path()).env("XDG_CACHE_HOME", folder.path().join(".cache"));
+        for name in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "LLAMA_CACHE"] {
+            command.env_remove(name);
+        }
+        let output = command.output().expect("moeplan");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = verify();
+    assert!(code == Some(2) && said.contains("`moeplan run hf:o/r:Q4_K_M` has llama-server fetch"), "{said}");
+    let cache = folder.path().join(".cache/huggingface/hub/models--o--r/snapshots").join("a".repeat(40));
+    std::fs::create_dir_all(&cache).expect("a folder");
+    let cached = cache.join("m-Q4_K_M.gguf");
+    std::fs::rename(model, &cached).expect("a file");
+    let (_, said) = verify();
+    assert!(said.contains(&format!("loading {} in ", cached.display())), "{said}");
+}
+
+/// The context is the command's, and the model's is another.
+#[test]
+fn a_depth_beyond_what_the_model_was_trained_on_is_refused_with_that_length() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny(folder.path());
+    let mut command = Command::new(MOEPLAN);
+    command.args([
+        "bench",
+        "--runtime",
+        "server",
+        "--backend",
+        "cpu",
+        "-c",
+        "1024",
+        "--depth",
+        "4096",
+        "--llama-server",
+    ]);
+    let output = command.arg(fake()).arg(model).env("XDG_STATE_HOME", folder.path()).output().expect("moeplan");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("room for 1024"), "{said}");
+    assert!(said.contains("the model was trained on 4096 tokens, and llama-server takes no more"), "{said}");
+}

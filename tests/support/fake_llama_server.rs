@@ -41,7 +41,7 @@ fn main() {
             println!("{flag}                             as ever");
         }
         println!(
-            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x\n--offline x"
+            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x\n--offline x\n--no-mmproj x"
         );
         return;
     }

@@ -76,7 +76,8 @@ export interface Moeplan {
   /** Each answer has the page that the program writes with `--format html`, too. */
   inspect(model: string): { inspection: Document; html: string };
   plan(model: string, wish?: Wish): { plan: Document; html: string };
-  check(model: string, text: string, wish?: Wish): { check: Document; html: string };
+  /** With `plan`, of one command also what the planner makes of its model. */
+  check(model: string, text: string, wish?: Wish, plan?: boolean): { check: Document; html: string };
   plans(models: string[], wish?: Wish): { plans: Document; html: string };
 }
 

@@ -52,8 +52,8 @@ class Moeplan {
     return { plan: JSON.parse(document), html };
   }
 
-  check(model, text, wish = {}) {
-    const { document, html } = this.#module.ask({ ask: "check", model, text, wish });
+  check(model, text, wish = {}, plan = false) {
+    const { document, html } = this.#module.ask({ ask: "check", model, text, wish, plan });
     return { check: JSON.parse(document), html };
   }
 

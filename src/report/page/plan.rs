@@ -9,9 +9,9 @@ use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
 use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{Basis, HOST, What};
-use crate::number::{rate, seconds, signed, thousands, typeset};
+use crate::number::{fixed, rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
-use crate::plan::{Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
+use crate::plan::{Beside, Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::Choice as _;
@@ -34,6 +34,8 @@ impl Document for Checked {
         }));
         page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check)).collect()));
         page.detail(Block::Command(String::new(), self.command.clone()));
+        page.push(self.plan.as_ref().map(|plan| beside(plan, check.fits())));
+        page.detail(self.plan.as_ref().map(|plan| Block::Command("The plan's command".into(), plan.command.clone())));
         page.push(variants(&self.variants));
         page.push(by_device(check));
         page.push(self.projected.iter().flat_map(projected));
@@ -143,6 +145,26 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
             (Verdict::Bad, format!("Does not fit: {}{refused}.", short(check)))
         }
     }
+}
+
+/// How much faster is worth saying.
+const FASTER: f64 = 1.02;
+
+/// The plan beside a command: how to get it, where it is faster or the command does not fit.
+fn beside(plan: &Beside, fits: bool) -> Block {
+    let what = "plan with the same context, slots and cache types";
+    let turn = seconds(plan.turn_seconds);
+    let faster = plan.times_as_fast.filter(|times| *times >= FASTER).map(|times| {
+        let times = fixed(times, if times < 1.1 { 2 } else { 1 });
+        format!("is predicted to be {times} times as fast ({turn} a turn)")
+    });
+    let text = match (fits, faster) {
+        (true, None) => return Block::Prose(format!("No {what} is more than 2% faster.")),
+        (true, Some(faster)) => format!("A {what} {faster}"),
+        (false, None) => format!("A {what} fits, and takes {turn} a turn"),
+        (false, Some(faster)) => format!("A {what} fits, and {faster}"),
+    };
+    Block::Command(text, plan.asked.clone())
 }
 
 /// A terminal shows it at once only where it decides something.

@@ -166,16 +166,15 @@ fn a_vocabulary_that_is_known_is_not_moved_again() {
 }
 
 /// The program, alone with this hub and an empty home.
+fn program(hub: &Server, home: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+    command.env_clear().env("HOME", home).env("HF_ENDPOINT", &hub.address).env("HF_TOKEN", "hf_mine");
+    command.env("http_proxy", "http://127.0.0.1:1");
+    command
+}
+
 fn moeplan(hub: &Server, home: &std::path::Path, words: &[&str]) -> (Output, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_moeplan"))
-        .args(words)
-        .env_clear()
-        .env("HOME", home)
-        .env("HF_ENDPOINT", &hub.address)
-        .env("HF_TOKEN", "hf_mine")
-        .env("http_proxy", "http://127.0.0.1:1")
-        .output()
-        .unwrap();
+    let output = program(hub, home).args(words).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     (output, stdout, stderr)
@@ -280,6 +279,45 @@ fn the_program_says_which_quantisation_fits_and_how_fast_it_would_be() {
 
     let (_, page, _) = moeplan(&hub, home.path(), &["inspect", "hf:o/moe", "--vram", "8G", "--ram", "8G"]);
     assert!(page.contains("Predicted, prompt ±") && page.contains("tokens/s as planned"), "{page}");
+}
+
+#[test]
+fn an_agent_is_told_the_models_of_a_repository_as_a_person_is() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = repository(&[["m-Q8_0.gguf", "qwen3-30b-a3b", "Q8_0"], ["m-F16.gguf", "qwen3-30b-a3b", "F16"]]);
+    let machine = serde_json::json!({ "vram": ["8G"], "ram": "8G" });
+    let calls = [
+        serde_json::json!({ "model": "hf:o/moe" }),
+        serde_json::json!({ "model": "hf:o/moe", "machine": machine }),
+        serde_json::json!({ "model": "hf:o/moe", "tensors": true }),
+        serde_json::json!({ "model": "hf:o/moe:Q8_0", "machine": machine }),
+    ];
+    let mut asked = vec![serde_json::json!({ "method": "tools/list" })];
+    asked.extend(calls.map(|arguments| {
+        serde_json::json!({ "method": "tools/call", "params": { "name": "inspect", "arguments": arguments } })
+    }));
+    let mut child = program(&hub, home.path()).arg("mcp").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for mut question in asked {
+        (question["jsonrpc"], question["id"]) = ("2.0".into(), 1.into());
+        writeln!(input, "{question}").unwrap();
+    }
+    drop(input);
+    let said = child.wait_with_output().unwrap().stdout;
+    let replies: Vec<serde_json::Value> =
+        said.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let schema = &replies[0]["result"]["tools"][0]["outputSchema"];
+    for (reply, words) in replies[1..3].iter().zip([&[][..], &["--vram", "8G", "--ram", "8G"]]) {
+        let (_, stdout, _) = moeplan(&hub, home.path(), &[&["inspect", "hf:o/moe", "--json"], words].concat());
+        let document: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let shown = &reply["result"]["structuredContent"];
+        assert!(*shown == document && shown["quants"].as_array().unwrap().len() == 2, "{reply}");
+        assert_eq!(schemas::faults(schema, shown), [""; 0]);
+    }
+    for (reply, said) in replies[3..].iter().zip(["lists a repository, and only that", "a machine only works with"]) {
+        let text = reply["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(reply["result"]["isError"] == true && text.contains(said), "{reply}");
+    }
 }
 
 #[test]

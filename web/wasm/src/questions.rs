@@ -87,11 +87,14 @@ enum Question {
         quants: Vec<Listed>,
         wish: Wishes,
     },
-    /// What commands would do; each is of `model` where its own is not open.
+    /// What commands would do; each is of `model` where its own is not open. With `plan`, of one command also what the planner makes of
+    /// its model, which takes longer than the rest.
     Check {
         model: String,
         text: String,
         wish: Wishes,
+        #[serde(default)]
+        plan: bool,
     },
 }
 
@@ -260,7 +263,7 @@ impl State {
             Question::Report { model, wish } => self.plan(&model, &wish, true),
             Question::Plans { models, wish } => self.plans(&models, &wish),
             Question::Quants { repo, quants, wish } => self.quants(&repo, quants, &wish),
-            Question::Check { model, text, wish } => self.check(&model, &text, &wish),
+            Question::Check { model, text, wish, plan } => self.check(&model, &text, &wish, plan),
         }
     }
 
@@ -400,13 +403,16 @@ impl State {
         shown(&Quants::new(repo, Some(machine), rows))
     }
 
-    fn check(&self, model: &str, text: &str, wish: &Wishes) -> anyhow::Result<Answer> {
+    fn check(&self, model: &str, text: &str, wish: &Wishes, plan: bool) -> anyhow::Result<Answer> {
         let held = sources::of_text(Kind::of("", text), text, &|_| None)?;
         let machine = wish.machine.machine()?;
         let Planning { prompt, generate, depth, .. } = wish.planning;
         let margin = wish.margin.as_deref().map(str::parse).transpose()?.unwrap_or_default();
         let turn = Some(Turn { prompt, generate, depth });
+        let build = wish.planning.build.map(|build| ["--build".to_string(), build.to_string()]);
+        let words: Vec<String> = wish.machine.words().into_iter().chain(build.into_iter().flatten()).collect();
         let asked = Asked {
+            plan: (plan && held.len() == 1).then_some(words.as_slice()),
             machine: &machine,
             environment: &BTreeMap::new(),
             target: wish.planning.target(),

@@ -1,0 +1,136 @@
+//! The plan beside a command that is checked: how fast the same service could be on the same machine.
+
+use super::options::{Planning, Setting, kept};
+use crate::bytes::Bytes;
+use crate::checkup::{Checkup, Options, Verdict};
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan::{self, Beside, Request, Turn};
+use crate::run::args::args_beside;
+use crate::run::command::shell;
+use crate::run::flags::InPlan;
+use crate::run::{Dialect, ParsedCommand, Program, RunConfig, groups, spelling, visible};
+
+/// Flags that say where weights go and how the machine computes: these the planner chooses.
+const CHOSEN: [&str; 22] = [
+    "--gpu-layers",
+    "--split-mode",
+    "--main-gpu",
+    "--tensor-split",
+    "--override-tensor",
+    "--cpu-moe",
+    "--n-cpu-moe",
+    "--n-cpu-ffn",
+    "--batch-size",
+    "--ubatch-size",
+    "--threads",
+    "--threads-batch",
+    "--load-mode",
+    "--lazy-mode",
+    "--kv-offload",
+    "--op-offload",
+    "--no-host",
+    "--repack",
+    "--moe-cache-mib",
+    "--fit",
+    "--fit-target",
+    "--fit-ctx",
+];
+
+/// What `moeplan plan` makes of the model of one launch of llama-server, on the same machine and for the same turn. What is served stays
+/// as the command says it: the context (where llama.cpp's fitting makes the command start, the context that it then has), slots,
+/// cache types, flash attention, drafts, the projector, prompt cache and checkpoints. The planner chooses all else, and
+/// keeps its usual margin free where `check` was not told one, so that a command that leaves nothing free may be the faster one.
+///
+/// `None` where llama.cpp refuses the command, where not everything is counted, where the command uses some of the devices only or holds
+/// what a plan does not take, and where no plan fits. `described` are the words that describe the machine.
+pub fn plan(
+    (model, name): (&Model, &str),
+    machine: &Machine,
+    command: &ParsedCommand,
+    checkup: &Checkup,
+    described: &[String],
+    options: Options<'_>,
+) -> Option<Beside> {
+    let turn = options.turn?;
+    let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
+    let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
+    let is_selected = visible::visible(machine, &command.environment).0 != *machine;
+    if !is_launch || !is_counted || checkup.is_refused() || is_selected {
+        return None;
+    }
+    let settings = kept(&served(machine, command, checkup)).ok()?;
+    let planning = Planning {
+        build: Some(command.run.target.build),
+        prompt: turn.prompt,
+        generate: turn.generate,
+        depth: turn.depth,
+        ..Planning::default()
+    };
+    let mut request = planning.request(model, machine, &settings).ok()?;
+    if let Some(draft) = &model.draft {
+        request.run.infer_speculation(draft.speculation());
+    }
+    let mut words = [described, &turn_words(turn)].concat();
+    if options.margin > Bytes(0) {
+        words.extend(["--margin".to_string(), options.margin.typed()]);
+        request = Request { margin: options.margin, ..request };
+    }
+    let plan = plan::brief(model, name, machine, &request).ok()?;
+    let seconds = checkup.speed.as_ref().map(|speed| speed.turn_seconds(turn));
+    let is_answer = plan.check.fits() && !plan.check.is_refused();
+    is_answer.then_some(Beside {
+        asked: shell(&asked(words, name, settings))?,
+        command: plan.command,
+        memory: plan.check.memory,
+        speed: plan.speed,
+        turn_seconds: plan.turn_seconds,
+        times_as_fast: seconds.map(|seconds| seconds / plan.turn_seconds),
+    })
+}
+
+/// What a command serves, as words that a plan keeps.
+fn served(machine: &Machine, command: &ParsedCommand, checkup: &Checkup) -> Vec<String> {
+    let fitted = checkup.fit.as_ref().filter(|_| checkup.verdict == Some(Verdict::AfterFit));
+    let (run, slots) = (&checkup.run, checkup.run.n_seq_max());
+    let is_shared = slots > 1 && run.kv_unified == Some(true);
+    // Every device of the machine, in its order, is what a plan has anyhow.
+    let is_all = |names: &Vec<String>| names.iter().eq(machine.devices.iter().map(|device| &device.name));
+    let kept = RunConfig {
+        n_ctx: fitted.map_or(run.n_ctx, |fit| fit.n_ctx),
+        n_parallel: Some(slots),
+        kv_unified: command.run.kv_unified.or(is_shared.then_some(true)),
+        kv_unified_per_slot: None,
+        devices: command.run.devices.clone().filter(|names| !is_all(names)),
+        rpc: if machine.rpc_servers(&[]) == command.run.rpc { Vec::new() } else { command.run.rpc.clone() },
+        ..command.run.clone()
+    };
+    let words = args_beside(&kept, &command.beside);
+    let is_served = |group: &&[String]| {
+        let flag = group.first().and_then(|word| spelling(word));
+        flag.is_none_or(|(flag, _)| !CHOSEN.contains(&flag.name()))
+    };
+    groups(&words).into_iter().filter(is_served).flatten().cloned().collect()
+}
+
+/// The flags that say a turn, as far as it is not the usual one.
+fn turn_words(turn: Turn) -> Vec<String> {
+    let usual = Turn::default();
+    let said = [
+        ("--prompt", turn.prompt, usual.prompt),
+        ("--generate", turn.generate, usual.generate),
+        ("--depth", turn.depth, usual.depth),
+    ];
+    let differs = said.into_iter().filter(|(_, tokens, usual)| tokens != usual);
+    differs.flat_map(|(flag, tokens, _)| [flag.to_string(), tokens.to_string()]).collect()
+}
+
+/// The whole `moeplan plan`: what it has no option for goes after `--`.
+fn asked(words: Vec<String>, name: &str, settings: Vec<Setting>) -> Vec<String> {
+    let is_option = |(flag, _): &Setting| flag.name() == "--ctx-size" || matches!(flag.in_plan, InPlan::Option(..));
+    let (options, others): (Vec<Setting>, Vec<Setting>) = settings.into_iter().partition(is_option);
+    let words_of = |settings: Vec<Setting>| settings.into_iter().flat_map(|(_, words)| words).collect::<Vec<_>>();
+    let dashes = if others.is_empty() { None } else { Some("--".to_string()) };
+    let start = ["moeplan", "plan"].map(str::to_string).into_iter().chain(words).chain(words_of(options));
+    start.chain([name.to_string()]).chain(dashes).chain(words_of(others)).collect()
+}
