@@ -11,7 +11,8 @@ use clap::builder::PossibleValue;
 use super::launch::{Engine, EngineArgs, Proposal, Runs};
 use super::measuring::{self, TimeLeft};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, interrupt, read};
+use super::{Outcome, Output, check, interrupt, read};
+use crate::ask::check::CheckRow;
 use crate::bytes::Bytes;
 use crate::plan::{ContextChoice, Objective};
 use crate::run::numbers::padded;
@@ -207,6 +208,12 @@ impl Trial {
         let margin = options.machine.margin(&launch.machine);
         Ok(Self { cases, bench, asking: ask.asking(suite, margin)? })
     }
+
+    /// What the launches would do, their names behind `of`.
+    pub fn told(&self, proposal: &Proposal, of: &str, options: &PlanOptions) -> anyhow::Result<Vec<CheckRow>> {
+        let launch = |case: &CaseLaunch| Some(format!("{of}{}", case.case.name));
+        proposal.told(self.cases.iter().map(|case| (launch(case), &case.launch.run)), options)
+    }
 }
 
 pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
@@ -221,6 +228,10 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(table) = &args.csv {
         anyhow::ensure!(output.file() != Some(table), "-o and --csv name the same file, `{}`", table.display());
         output.check_file(table)?;
+    }
+    if args.engine.dry_run {
+        let (_engine, proposal, trial) = trial(args, &suite, output)?;
+        return check::told(trial.told(&proposal, "", &args.options)?, output);
     }
     let (bench, interrupted) = match (&args.url, &args.from) {
         (_, Some(path)) => (of_llama_bench(path, &mut suite)?, false),
@@ -275,14 +286,8 @@ fn of_llama_bench(path: &Path, suite: &mut Suite) -> anyhow::Result<Bench> {
 
 /// The plan and its baselines, launched in turn; whether that was interrupted.
 fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Bench, bool)> {
-    let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
     let _measuring = measuring::begin("bench", output)?;
-    let engine = args.engine.engine(args.runtime, output)?;
-    let proposal = Proposal::of_model(path, &args.options, &engine, None)?;
-    let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
-    let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
-    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
-    let Trial { cases, mut bench, asking } = trial;
+    let (engine, proposal, Trial { cases, mut bench, asking }) = trial(args, suite, output)?;
     if !proposal.fits() {
         bench.notes.push("the plan does not fit its budget; it was launched anyway".to_string());
     }
@@ -290,6 +295,17 @@ fn of_launches(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(B
     let mut launch = |at: usize, n| launched(&engine, &cases[at], n, &asking, &left.begin(), output);
     let is_interrupted = bench.run(&mut launch, &mut |so_far| output.so_far(so_far));
     Ok((bench, is_interrupted))
+}
+
+/// The plan and its baselines, ready to be measured.
+fn trial(args: &Args, suite: &Suite, output: &Output) -> anyhow::Result<(Engine, Proposal, Trial)> {
+    let path = args.model.as_ref().context("nothing to bench: name a model or a plan, or give --url")?;
+    let engine = args.engine.engine(args.runtime, output)?;
+    let proposal = Proposal::of_model(path, &args.options, &engine, None)?;
+    let baselines: Vec<_> = args.baseline.iter().filter_map(Baseline::to_possible_value).collect();
+    let names: Vec<&str> = ["plan"].into_iter().chain(baselines.iter().map(PossibleValue::get_name)).collect();
+    let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
+    Ok((engine, proposal, trial))
 }
 
 /// The launches of all cases.

@@ -161,24 +161,34 @@ fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &
             let predict = |run: &RunConfig| Ok(memory::forecast(&model, asked.machine, run)?.target);
             checked.projected = Some(projection::of(program.as_deref(), path, &run, predict)?);
         }
-        output.show(&checked)?;
-        return Ok(outcome(&checked.checkup));
+        return told(vec![CheckRow::Checked(Box::new(checked))], output);
     }
     if args.ask.is_some() {
         return Err(Refusal::new("`--ask` takes one command", "check a section of the file alone").into());
     }
     // A table of many commands has no room for plans, and each would take longer than its check.
     let asked = Asked { plan: None, ..asked };
-    let row = |held: &Held| match ask::check::check(held, asked, &Here { args, folder, output }) {
+    told(held.iter().map(|held| row(held, asked, &Here { args, folder, output })).collect(), output)
+}
+
+/// A command's check, or why there is none.
+pub(super) fn row<M: Models<Error = anyhow::Error>>(held: &Held, asked: Asked<'_>, models: &M) -> CheckRow {
+    match ask::check::check(held, asked, models) {
         Ok(checked) => CheckRow::Checked(Box::new(checked)),
         Err(error) => {
             CheckRow::Failed { name: held.name.clone(), command: sources::shown(held), error: format!("{error:#}") }
         }
-    };
-    let document = Checks { schema: "moeplan/checks/1".into(), checks: held.iter().map(row).collect() };
-    output.show(&document)?;
+    }
+}
+
+/// Shows checks, one alone as a page of its own; the worst of them is the outcome.
+pub(super) fn told(checks: Vec<CheckRow>, output: &Output) -> anyhow::Result<Outcome> {
     let outcomes: Vec<Outcome> =
-        document.checks.iter().map(|row| row.checked().map_or(Outcome::Untold, |row| outcome(&row.checkup))).collect();
+        checks.iter().map(|row| row.checked().map_or(Outcome::Untold, |row| outcome(&row.checkup))).collect();
+    match checks.as_slice() {
+        [CheckRow::Checked(only)] => output.show(only.as_ref())?,
+        _ => output.show(&Checks { schema: "moeplan/checks/1".into(), checks })?,
+    }
     Ok([Outcome::No, Outcome::Untold].into_iter().find(|worse| outcomes.contains(worse)).unwrap_or(Outcome::Yes))
 }
 

@@ -63,6 +63,9 @@ struct CalibrateArgs {
     /// Start no new measurement after this many seconds; what is left out is listed and keeps its guess.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
     seconds: u64,
+    /// Measure nothing: print the commands that would measure.
+    #[arg(long, requires = "calibrate", conflicts_with = "from")]
+    dry_run: bool,
 }
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
@@ -97,6 +100,15 @@ fn calibrate(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
             rows.extend(of_file.with_context(|| format!("`{}` is not llama-bench output", path.display()))?);
         }
         return answer(args.machine.machine()?, &rows);
+    }
+    if args.calibrate.dry_run {
+        let tests = design::tests(&args.machine.machine()?);
+        let command = |subject: &design::Subject, test: &design::Test| {
+            format!("llama-bench -m {}.gguf {}    # {}\n", subject.name(), test.args.join(" "), test.tells)
+        };
+        let commands = design::SUBJECTS.iter().flat_map(|subject| tests.iter().map(move |test| command(subject, test)));
+        output.answer(&commands.collect::<String>())?;
+        return Ok(Outcome::Yes);
     }
     let _measuring = measuring::begin("devices --calibrate", output)?;
     let kept = evidence::store::path().map(|path| path.with_file_name("calibration.jsonl"));

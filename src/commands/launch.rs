@@ -10,17 +10,20 @@ use indicatif::ProgressBar;
 
 use super::plan::add_projector_of_hub;
 use super::plan_options::{PlanOptions, is_plan_file};
-use super::{Output, interrupt, model_arg, progress, read};
-use crate::ask::check::{add_companions, load};
+use super::{Output, check, interrupt, model_arg, progress, read};
+use crate::ask::check::{Asked, CheckRow, Models, add_companions, load};
 use crate::bytes::Bytes;
 use crate::checkup::{self, Severity};
+use crate::gguf::Gguf;
 use crate::machine::{Backend, Device, Isa, Machine};
 use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::build::REFERENCE;
 use crate::run::numbers::padded;
-use crate::run::{ModelSource, Note, RunConfig, Target, held, is_speculation, parse, spelling};
+use crate::run::command::server_command;
+use crate::run::held::{self, Held};
+use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, args, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
@@ -87,6 +90,33 @@ impl Proposal {
                 self.launch.model.display()
             ));
         }
+    }
+
+    /// What launches would do, each as `check` says it, its command with it (`--dry-run`). A name tells several apart.
+    pub fn told<'a>(
+        &self,
+        launches: impl IntoIterator<Item = (Option<String>, &'a RunConfig)>,
+        options: &PlanOptions,
+    ) -> anyhow::Result<Vec<CheckRow>> {
+        let model = ModelSource::of_argument(&self.launch.model.display().to_string());
+        let machine = &self.launch.machine;
+        let asked = Asked {
+            machine,
+            environment: &BTreeMap::new(),
+            target: self.launch.run.target,
+            options: checkup::Options {
+                margin: options.machine.margin(machine),
+                turn: Some(options.planning.turn()),
+                ..checkup::Options::default()
+            },
+            plan: None,
+        };
+        let row = |(name, run): (Option<String>, &RunConfig)| {
+            let words = server_command(&model, &[args::args(run), self.beside.clone()].concat());
+            let held = Held { name, ..held::of_words(&words, &|_| None)? };
+            Ok(check::row(&held, asked, self))
+        };
+        launches.into_iter().map(row).collect()
     }
 
     pub fn forecast(&self) -> Result<Forecast, memory::Error> {
@@ -241,6 +271,19 @@ impl Proposal {
     }
 }
 
+/// The model of a proposal has been read.
+impl Models for Proposal {
+    type Error = anyhow::Error;
+
+    fn model(&self, _: &mut ParsedCommand) -> anyhow::Result<(Model, String)> {
+        Ok((self.model.clone(), self.launch.model.display().to_string()))
+    }
+
+    fn companion(&self, path: &Path) -> anyhow::Result<Gguf> {
+        Ok(gguf::open(path)?)
+    }
+}
+
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it.
 pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
@@ -302,6 +345,11 @@ pub struct EngineArgs {
     /// Give up on a loading llama-server that shows no activity for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub stall: u64,
+    /// Launch nothing: check the commands that would be launched.
+    ///
+    /// The answer is that of `moeplan check`. Software devices are started for it, and stopped.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 
 use super::launch::{Engine, EngineArgs, Fetch, Proposal};
 use super::plan_options::{PlanOptions, is_plan_file};
-use super::{Outcome, Output, interrupt, model_arg, progress};
+use super::{Outcome, Output, check, interrupt, model_arg, progress};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::measurement::{self, Expected, Launched, compare};
@@ -80,6 +80,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut follow = args.follow.then(|| Follow::new(args, &engine)).transpose()?;
     let fetch = Some(Fetch { output, extra: &args.extra });
     let mut proposal = Proposal::of_model(&args.model, &args.options, &engine, fetch)?;
+    if args.engine.dry_run {
+        proposal.beside.clone_from(&args.extra);
+        return check::told(proposal.told([(None, &proposal.launch.run)], &args.options)?, output);
+    }
     loop {
         proposal.warn(output);
         let (running, promise) = start(&proposal, &server, &engine, args.tolerance, output)?;

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::launch::{Engine, EngineArgs, Proposal, as_written};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, measuring};
+use super::{Outcome, Output, check, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::evidence::store::now;
@@ -79,8 +79,13 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     );
     args.options.beside_plan(&args.model, false)?;
     let (journal, earlier) = journal_file(&args)?;
-    let _measuring = measuring::begin("tune", output)?;
+    let _measuring = (!args.engine.dry_run).then(|| measuring::begin("tune", output)).transpose()?;
     let mut tuning = Tuning::prepare(&args, journal, output)?;
+    if args.engine.dry_run {
+        let candidates = tuning.race.entrants.iter().map(|entrant| &entrant.candidate);
+        let launches = candidates.map(|candidate| (Some(candidate.what.clone()), &candidate.run));
+        return check::told(tuning.proposal.told(launches, &args.options)?, output);
+    }
     if !tuning.proposal.servers.is_empty() {
         output.say(
             "software devices run on moeplan's own RPC servers, which stop with it: the final command needs yours",

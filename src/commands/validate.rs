@@ -8,7 +8,7 @@ use serde_json::json;
 use super::bench::{AskArgs, Trial, launched, launches, say_what_to_try};
 use super::launch::{Engine, EngineArgs, Proposal, Runs, listed};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, interrupt, measuring, model_arg, read_or_built_in};
+use super::{Outcome, Output, check, interrupt, measuring, model_arg, read_or_built_in};
 use crate::bytes::Bytes;
 use crate::inspection::Inspection;
 use crate::placement::Buffer;
@@ -67,6 +67,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.ask.apply(&mut suite);
     args.options.planning.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
+    if args.engine.dry_run {
+        return dry_run(&args, &suite, &named, output);
+    }
     let store = results(&args.results, output)?;
     let _measuring = measuring::begin("validate", output)?;
     let engine = args.engine.engine(Runs::Server, output)?;
@@ -321,6 +324,21 @@ impl Shared<'_> {
             "modified": since.map(|since| since.as_secs()),
         }))
     }
+}
+
+/// What the launches of every model that has a file would do.
+fn dry_run(args: &Args, suite: &Suite, named: &[Named], output: &Output) -> anyhow::Result<Outcome> {
+    let engine = args.engine.engine(Runs::Server, output)?;
+    let names: Vec<&str> = suite.cases.iter().map(String::as_str).collect();
+    let mut rows = Vec::new();
+    for Named { name, path, .. } in named {
+        let Some(path) = path.as_deref() else { continue };
+        let proposal = Proposal::planned(path, model_arg::read(path)?, &args.options, &engine, None)?;
+        let trial = Trial::new(&names, suite, &proposal, &args.ask, &args.options, &engine, output)?;
+        rows.extend(trial.told(&proposal, &format!("{name}: "), &args.options)?);
+    }
+    anyhow::ensure!(!rows.is_empty(), "no model would be run: name one with --model NAME=PATH");
+    check::told(rows, output)
 }
 
 /// The predicted placement of a case; `None` where llama.cpp chooses by itself.

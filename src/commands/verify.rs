@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::launch::{DOES_NOT_FIT, Engine, EngineArgs, Proposal, Runs};
 use super::plan_options::PlanOptions;
-use super::{Outcome, Output, measuring};
+use super::{Outcome, Output, check, measuring};
 use crate::bytes::Bytes;
 use crate::cli::help::OWN;
 use crate::evidence;
@@ -84,8 +84,9 @@ pub fn percentage(text: &str) -> Result<f64, String> {
 
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let ask = &args.measure;
-    // What is only projected takes nothing from anybody.
-    let _measuring = (!ask.project).then(|| measuring::begin("verify", output)).transpose()?;
+    // What is only predicted or projected takes nothing from anybody.
+    let is_run = !ask.project && !args.engine.dry_run;
+    let _measuring = is_run.then(|| measuring::begin("verify", output)).transpose()?;
     let mut engine = args.engine.engine(ask.runtime, output)?;
     let mut proposal = proposal(args, &mut engine)?;
     if let Some(warning) = engine.launch_with(&proposal.beside) {
@@ -98,6 +99,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         let mut answers = engine.runtime().project(std::slice::from_ref(&proposal.launch));
         output.show(&answers.pop().context("no projection")??)?;
         return Ok(Outcome::Yes);
+    }
+    if args.engine.dry_run {
+        return check::told(proposal.told([(None, &proposal.launch.run)], &args.options)?, output);
     }
     let launch = &mut proposal.launch;
     if matches!(engine, Engine::Server(_)) && launch.run.program == Program::Server && launch.run.fit {

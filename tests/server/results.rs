@@ -103,6 +103,33 @@ fn document(text: &str) -> Value {
 }
 
 #[test]
+fn a_dry_run_checks_what_would_be_launched() {
+    let place = Place::new();
+    for (words, names) in [
+        (VERIFY, &[""][..]),
+        (RUN, &[""]),
+        (BENCH, &["plan", "experts-on-host"]),
+        (TUNE, &["the plan", "--fit on"]),
+        (VALIDATE, &["mine: experts-on-host", "mine: all-on-device", "mine: fit"]),
+    ] {
+        let baseline = if words == BENCH { " --baseline experts-on-host" } else { "" };
+        let (code, answer, said) = place.run(&format!("{words}{baseline} --dry-run --json"));
+        assert_ne!(code, Some(2), "{words}: {said}");
+        let document = document(&answer);
+        let rows = document["checks"].as_array().map_or_else(|| vec![&document], |rows| rows.iter().collect());
+        let found: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap_or_default()).collect();
+        assert!(found.starts_with(names), "{words}: {found:?}");
+        for row in rows {
+            assert!(row["command"].as_str().unwrap().starts_with("llama-server -m m.gguf "), "{row}");
+            assert!(row["memory"]["Host"]["model"].as_u64() > Some(0), "{row}");
+        }
+        assert!(!place.is_launched() && !place.at("results").exists(), "{words}");
+    }
+    let (code, commands, _) = place.run("devices --calibrate --dry-run --vram 8G");
+    assert!(code == Some(0) && commands.starts_with("llama-bench -m "), "{commands}");
+}
+
+#[test]
 fn what_cannot_be_written_is_found_before_a_launch_and_nobodys_file_is_touched() {
     let place = Place::new();
     assert_eq!(place.run("plan m.gguf --vram 8G --ram 16G --json -o plan.json").0, Some(0));
