@@ -1,6 +1,7 @@
 //! Repositories: the list, the choice, the token, and the whole program through HF_ENDPOINT.
 
-use std::process::{Command, Output};
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
 
 use super::http_server::{Answer, Server};
 use super::*;
