@@ -140,8 +140,13 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
         assert!(words.windows(2).any(|pair| pair == ["-hf", "o/r:Q4_K_M"]) && !words.contains(&"-m"), "{words:?}");
         assert_eq!(words.contains(&"--offline"), !offline.is_empty(), "{words:?}");
         let parts = document["plan"]["parts"].as_array().map_or(0, Vec::len);
-        let is_counted = talker.said.contains("also loads mmproj-F16.gguf") && parts == 2;
-        assert_eq!((is_counted, words.contains(&"--no-mmproj")), (extra.is_empty(), !extra.is_empty()), "{words:?}");
+        let is_counted = talker.said.contains("`-hf` also loads") && parts == 2;
+        assert_eq!(
+            (is_counted, words.contains(&"--no-mmproj")),
+            (extra.is_empty(), !extra.is_empty()),
+            "{words:?} {parts} {}",
+            talker.said
+        );
         talker.child.stdin.as_mut().expect("stdin").write_all(b"\x03").expect("Ctrl-C");
         assert_eq!(talker.end().0, Some(130));
     }
