@@ -27,9 +27,26 @@ const LINES: &str = "write one `key: value` per line, such as `experts.count: 16
 pub static BUILT_IN: &[(&str, &str)] = &[
     ("deepseek-moe-16b", include_str!("../rules/suites/expect-deepseek-moe-16b.yaml")),
     ("deepseek-v2", include_str!("../rules/suites/expect-deepseek-v2.yaml")),
+    ("deepseek-v3.2", include_str!("../rules/suites/expect-deepseek-v3.2.yaml")),
+    ("deepseek-v4-flash", include_str!("../rules/suites/expect-deepseek-v4-flash.yaml")),
+    ("gemma-4-26b-a4b", include_str!("../rules/suites/expect-gemma-4-26b-a4b.yaml")),
+    ("glm-4.7-flash", include_str!("../rules/suites/expect-glm-4.7-flash.yaml")),
+    ("glm-5.1", include_str!("../rules/suites/expect-glm-5.1.yaml")),
+    ("gpt-oss-120b", include_str!("../rules/suites/expect-gpt-oss-120b.yaml")),
     ("gpt-oss-20b", include_str!("../rules/suites/expect-gpt-oss-20b.yaml")),
+    ("granite-4.0-h-small", include_str!("../rules/suites/expect-granite-4.0-h-small.yaml")),
+    ("granite-4.0-h-tiny", include_str!("../rules/suites/expect-granite-4.0-h-tiny.yaml")),
+    ("kimi-k2.5", include_str!("../rules/suites/expect-kimi-k2.5.yaml")),
+    ("minimax-m2.7", include_str!("../rules/suites/expect-minimax-m2.7.yaml")),
     ("mixtral-8x7b", include_str!("../rules/suites/expect-mixtral-8x7b.yaml")),
+    ("nemotron-3-nano-30b-a3b", include_str!("../rules/suites/expect-nemotron-3-nano-30b-a3b.yaml")),
+    ("nemotron-3-super-120b-a12b", include_str!("../rules/suites/expect-nemotron-3-super-120b-a12b.yaml")),
     ("phi-3.5-moe", include_str!("../rules/suites/expect-phi-3.5-moe.yaml")),
+    ("qwen3.5-122b-a10b", include_str!("../rules/suites/expect-qwen3.5-122b-a10b.yaml")),
+    ("qwen3.5-35b-a3b", include_str!("../rules/suites/expect-qwen3.5-35b-a3b.yaml")),
+    ("qwen3.5-397b-a17b", include_str!("../rules/suites/expect-qwen3.5-397b-a17b.yaml")),
+    ("qwen3.6-35b-a3b", include_str!("../rules/suites/expect-qwen3.6-35b-a3b.yaml")),
+    ("step-3.5-flash", include_str!("../rules/suites/expect-step-3.5-flash.yaml")),
 ];
 
 pub fn built_in(name: &str) -> Option<&'static str> {

@@ -16,11 +16,12 @@ pub enum Term<'a> {
     Ask(&'a str, &'a str),
 }
 
-/// The value of `text` with the names of `dims`.
+/// The value of `text` with the names of `dims`, where `name[index]` is a name too.
 pub fn evaluate(text: &str, dims: &Dims) -> Result<i64, String> {
     let known = |term: Term<'_>| match term {
         Term::Name(name) => dims.get(name).copied(),
-        _ => None,
+        Term::At(name, index) => dims.get(&format!("{name}[{index}]")).copied(),
+        Term::Ask(..) => None,
     };
     Expr::parse(text)?.value(&known).map_err(|problem| format!("`{text}`: {problem}"))
 }

@@ -25,6 +25,7 @@ pub enum Scalar {
     Strings(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
+    Bools(Vec<bool>),
 }
 
 /// A tensor to be written.
@@ -150,6 +151,7 @@ impl Encoder {
             }
             Scalar::I32s(items) => self.array(5, items, |out, n| out.number(n.to_le_bytes())),
             Scalar::F32s(items) => self.array(6, items, |out, x| out.number(x.to_le_bytes())),
+            Scalar::Bools(items) => self.array(7, items, |out, is| out.number([u8::from(*is)])),
             Scalar::Strings(items) => self.array(8, items, |out, text| out.string(text)),
         }
     }

@@ -3,11 +3,20 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_yaml::Mapping;
 
 use super::document::Settings;
 use crate::expectation::{self, Expectations};
 
-pub static BUILT_IN: &[(&str, &str)] = &[("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml"))];
+/// The protocol first; then the same `like` it, for classes of machines.
+pub static BUILT_IN: &[(&str, &str)] = &[
+    ("moe-cpu-offload", include_str!("../../rules/suites/moe-cpu-offload.yaml")),
+    ("moe-8g", include_str!("../../rules/suites/moe-8g.yaml")),
+    ("moe-12g", include_str!("../../rules/suites/moe-12g.yaml")),
+    ("moe-16g", include_str!("../../rules/suites/moe-16g.yaml")),
+    ("moe-24g", include_str!("../../rules/suites/moe-24g.yaml")),
+    ("moe-2x24g", include_str!("../../rules/suites/moe-2x24g.yaml")),
+];
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,11 +141,27 @@ impl Suite {
         Self::from_yaml(name, text).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// A suite `like` a built-in one that is `like` none states only what differs.
     pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
-        let suite: Self =
-            serde_yaml::from_str(text).map_err(|source| Error::Yaml { name: name.to_string(), source })?;
+        let yaml = |source| Error::Yaml { name: name.to_string(), source };
+        let bad = |problem| Error::Bad { name: name.to_string(), problem };
+        let mut own: Mapping = serde_yaml::from_str(text).map_err(yaml)?;
+        let suite: Self = match own.shift_remove("like") {
+            // From the text, for the line and column of what is wrong.
+            None => serde_yaml::from_str(text).map_err(yaml)?,
+            Some(like) => {
+                let like = like.as_str().unwrap_or_default();
+                let base = BUILT_IN.iter().find(|(name, _)| *name == like).ok_or_else(|| {
+                    let known = BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+                    bad(format!("`like` names no built-in suite; there are {known}"))
+                })?;
+                let mut whole: Mapping = serde_yaml::from_str(base.1).map_err(yaml)?;
+                whole.extend(own);
+                serde_yaml::from_value(whole.into()).map_err(yaml)?
+            }
+        };
         match suite.problem() {
-            Some(problem) => Err(Error::Bad { name: name.to_string(), problem }),
+            Some(problem) => Err(bad(problem)),
             None => Ok(suite),
         }
     }
@@ -191,6 +216,25 @@ impl Suite {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_suite_like_another_states_only_what_differs() {
+        let protocol = Suite::protocol();
+        for (name, text) in BUILT_IN {
+            let suite = Suite::from_yaml(name, text).unwrap();
+            assert_eq!((&*suite.name, suite.prompts), (*name, protocol.prompts.clone()));
+            assert!(suite.models.iter().all(|model| model.expect.as_ref() == Some(&model.name)), "{name}");
+        }
+        let own = "like: moe-cpu-offload\nrepetitions: 1\nmodels: []\n";
+        let suite = Suite::from_yaml("x.yaml", own).unwrap();
+        assert_eq!((suite.repetitions, suite.models.len(), suite.cases), (1, 0, protocol.cases));
+        for (own, says) in
+            [("like: me", "no built-in suite"), ("like: moe-8g", "`like`"), ("like: moe-cpu-offload\nx: 1", "`x`")]
+        {
+            let error = Suite::from_yaml("x.yaml", own).unwrap_err();
+            assert!(format!("{:#}", anyhow::Error::from(error)).contains(says), "{own}");
+        }
+    }
 
     #[test]
     fn a_bad_suite_says_what_is_wrong() {

@@ -87,7 +87,11 @@ pub fn write(
     {
         return Err(Error::NoRoom { path: path.to_path_buf(), needed: Bytes(needed), free });
     }
-    let tied = !synthesis.files.iter().flat_map(|file| &file.tensors).any(|tensor| tensor.name == "output.weight");
+    let tensors = || synthesis.files.iter().flat_map(|file| &file.tensors);
+    let tied = !tensors().any(|tensor| tensor.name == "output.weight");
+    let routed = tensors().filter(|tensor| tensor.name.ends_with("_exps.weight"));
+    let n_expert =
+        routed.filter_map(|tensor| tensor.shape.get(2)).max().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
     let mut finished = Vec::with_capacity(paths.len());
     for (file, path) in synthesis.files.iter().zip(&paths) {
         let io = |source| files::Error::Io { path: path.clone(), source };
@@ -101,7 +105,7 @@ pub fn write(
         out.set_len(header.len() as u64 + data).map_err(io)?;
         if let Fill::Random(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
-            write_random(file, &jobs, &Weights::new(seed, tied), part.path(), watch).map_err(io)?;
+            write_random(file, &jobs, &Weights::new(seed, tied, n_expert), part.path(), watch).map_err(io)?;
         }
         if watch.stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped);

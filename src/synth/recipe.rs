@@ -36,15 +36,18 @@ pub fn assign_projector(recipe: Recipe, tensors: &mut [NewTensor]) {
 
 /// Gives tensors the types that the recipe has for them.
 pub fn assign(recipe: Recipe, facts: &Facts, tensors: &mut [NewTensor]) -> Result<(), Refusal> {
-    // The published weights of gpt-oss are MXFP4 already; these recipes keep them.
-    let keeps_experts = facts.mix == Mix::GptOss && matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
-    let mxfp4 = GgmlType::from_name("mxfp4").filter(|_| keeps_experts);
+    // Weights that are published in MXFP4 already, as gpt-oss's, are kept by these recipes.
+    let keeps = matches!(recipe.name, "F16" | "BF16" | "Q8_0" | "MXFP4_MOE");
+    let mxfp4 = GgmlType::from_name("mxfp4").filter(|_| keeps && facts.mix == Mix::GptOss);
+    let whole = ggml_type::i32();
     let given = |tensor: &'_ NewTensor| std::array::from_fn(|at| tensor.shape.get(at).copied().unwrap_or(1));
+    let from = |ty| if ty == whole { whole } else { ggml_type::f32() };
     let given: Vec<Given<'_>> =
-        tensors.iter().map(|tensor| Given { name: &tensor.name, shape: given(tensor), ty: tensor.ty }).collect();
+        tensors.iter().map(|tensor| Given { name: &tensor.name, shape: given(tensor), ty: from(tensor.ty) }).collect();
     let chosen = law::assign(recipe, facts, &Options::default(), &given)?;
     for (tensor, chosen) in tensors.iter_mut().zip(chosen) {
-        let kept = mxfp4.filter(|_| tensor.name.contains("_exps.weight"));
+        let is_published = tensor.ty == whole || keeps && tensor.ty != ggml_type::f32();
+        let kept = mxfp4.filter(|_| tensor.name.contains("_exps.weight")).or(is_published.then_some(tensor.ty));
         tensor.ty = kept.unwrap_or(chosen.ty);
     }
     Ok(())

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use serde_yaml::{Mapping, Value as Yaml};
 
 use crate::expression::{self, Dims};
-use crate::gguf::ggml_type;
 use crate::gguf::writer::{NewTensor, Scalar};
+use crate::gguf::{GgmlType, ggml_type};
 use crate::suggest::{self, Refusal};
 
 /// The spec files, compiled in: a new model is a new file.
@@ -31,6 +31,8 @@ pub struct Spec {
     pub dims: Dims,
     /// Dimensions of the tiny sibling that differ.
     pub tiny: Dims,
+    #[serde(default)]
+    kinds: Kinds,
     keys: Mapping,
     tensors: TensorLists,
     /// A projector has none.
@@ -39,6 +41,14 @@ pub struct Spec {
     /// Totals of the published file, to be equalled.
     #[serde(default)]
     pub published: Published,
+}
+
+/// What each block is, where no expression says it: a letter a block, from the first again after the last. `kinds[i] == M` asks.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kinds {
+    full: String,
+    tiny: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -60,8 +70,10 @@ struct Group {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenizer {
-    /// `tokenizer.ggml.model`: `llama` (SentencePiece) or `gpt2` (byte-level BPE).
+    /// `tokenizer.ggml.model`: `llama` (SentencePiece), `gpt2` (byte-level BPE) or `gemma4` (SentencePiece's tokens, BPE's merges).
     pub model: String,
+    /// `tokenizer.ggml.pre`; empty for a file that has none.
+    #[serde(default)]
     pub pre: String,
     /// Id of the first of `special`: an expression.
     pub first_special: Option<String>,
@@ -175,6 +187,12 @@ impl Spec {
         if let Some(blocks) = blocks {
             dims.insert("n_layer".into(), blocks.into());
         }
+        let kinds = if tiny { &self.kinds.tiny } else { &self.kinds.full };
+        let n_layer = dims.get("n_layer").copied().unwrap_or_default();
+        for (i, kind) in (0..n_layer).zip(kinds.chars().cycle()) {
+            dims.insert(kind.into(), u32::from(kind).into());
+            dims.insert(format!("kinds[{i}]"), u32::from(kind).into());
+        }
         dims
     }
 
@@ -206,11 +224,28 @@ impl Spec {
     }
 
     /// Integers become `u32`, other numbers `f32`, lists of them arrays (of `i32`, as converters write them); text that begins with `=`
-    /// is an expression.
+    /// is an expression, and so is `block`: a list of its value in each block, `as` numbers, `bool` or `f32`.
     fn scalar(&self, key: &str, value: &Yaml, dims: &Dims) -> Result<Scalar, Refusal> {
         let integer =
             |n: u64| u32::try_from(n).map(Scalar::U32).map_err(|_| self.bad(format!("`{key}`: {n} exceeds 32 bits")));
         Ok(match value {
+            Yaml::Mapping(list) => {
+                let each = list.get("block").and_then(Yaml::as_str);
+                let each = each.ok_or_else(|| self.bad(format!("`{key}`: a list by `block` is an expression")))?;
+                let mut dims = dims.clone();
+                let values = (0..self.number("n_layer", &dims)?).map(|i| {
+                    dims.insert("i".into(), i64::try_from(i).unwrap_or(i64::MAX));
+                    self.number(each, &dims)
+                });
+                let values: Vec<u64> = values.collect::<Result<_, _>>()?;
+                #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+                match list.get("as").and_then(Yaml::as_str) {
+                    None => Scalar::I32s(values.into_iter().map(|n| i32::try_from(n).unwrap_or(i32::MAX)).collect()),
+                    Some("bool") => Scalar::Bools(values.into_iter().map(|n| n != 0).collect()),
+                    Some("f32") => Scalar::F32s(values.into_iter().map(|n| n as f32).collect()),
+                    Some(other) => return Err(self.bad(format!("`{key}`: a list is `as` bool or f32, not {other}"))),
+                }
+            }
             Yaml::Bool(b) => Scalar::Bool(*b),
             Yaml::Sequence(items) => {
                 let items: Vec<Scalar> =
@@ -239,7 +274,7 @@ impl Spec {
         })
     }
 
-    /// All tensors in file order, of F32.
+    /// All tensors in file order, of F32, or of the type that `{shape, type}` states.
     pub fn tensors(&self, dims: &Dims) -> Result<Vec<NewTensor>, Refusal> {
         let n_layer = self.number("n_layer", dims)?;
         let mut tensors = Vec::new();
@@ -264,6 +299,11 @@ impl Spec {
     fn push(&self, tensors: &mut Vec<NewTensor>, prefix: &str, list: &Mapping, dims: &Dims) -> Result<(), Refusal> {
         for (name, shape) in list {
             let bad = || self.bad("a tensor is `name: [dimensions]`, one to four of them of at least 1");
+            let ty = match shape.get("type").and_then(Yaml::as_str) {
+                Some(name) => GgmlType::from_name(name).ok_or_else(|| self.bad(format!("no type `{name}`")))?,
+                None => ggml_type::f32(),
+            };
+            let shape = shape.get("shape").unwrap_or(shape);
             let dim = |dim: &Yaml| match dim {
                 Yaml::String(text) => self.number(text, dims),
                 _ => dim.as_u64().ok_or_else(bad),
@@ -278,7 +318,7 @@ impl Spec {
                 (true, Some(i)) => name.replace('#', &i.to_string()),
                 _ => format!("{prefix}{name}"),
             };
-            tensors.push(NewTensor { name, ty: ggml_type::f32(), shape });
+            tensors.push(NewTensor { name, ty, shape });
         }
         Ok(())
     }

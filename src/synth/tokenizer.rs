@@ -61,17 +61,17 @@ pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Sc
         Some(expression) => usize::try_from(spec.number(expression, dims)?).unwrap_or(usize::MAX),
         None => 0,
     };
-    let is_bpe = match spec.tokenizer.model.as_str() {
-        "gpt2" => true,
-        "llama" => false,
-        other => return Err(spec.bad(format!("no vocabulary of the model `{other}` can be made"))),
-    };
     let special = &spec.tokenizer.special;
     if size < 512 || first.saturating_add(special.len()) > size {
         return Err(spec.bad(format!("{size} tokens have no room for bytes, words and the special ones from {first}")));
     }
-    let mut vocabulary = if is_bpe { bpe(size, printable) } else { sentence_piece(size, printable) };
-    if is_bpe && first < 256 {
+    let mut vocabulary = match spec.tokenizer.model.as_str() {
+        "gpt2" => bpe(size, printable),
+        "llama" => sentence_piece(size, printable),
+        "gemma4" => pieces(Vocabulary::default(), size, printable),
+        other => return Err(spec.bad(format!("no vocabulary of the model `{other}` can be made"))),
+    };
+    if spec.tokenizer.model != "llama" && first < 256 {
         // Special tokens come before the bytes.
         vocabulary.tokens.rotate_right(special.len());
         vocabulary.types.rotate_right(special.len());
@@ -87,15 +87,16 @@ pub fn keys(spec: &Spec, dims: &Dims, printable: bool) -> Result<Vec<(String, Sc
         let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
         ![left, right, &format!("{left}{right}")].into_iter().any(|token| replaced.contains(token))
     });
-    assemble(spec, vocabulary, is_bpe).map_err(|problem| spec.bad(problem))
+    assemble(spec, vocabulary).map_err(|problem| spec.bad(problem))
 }
 
-fn assemble(spec: &Spec, vocabulary: Vocabulary, is_bpe: bool) -> Result<Vec<(String, Scalar)>, String> {
+fn assemble(spec: &Spec, vocabulary: Vocabulary) -> Result<Vec<(String, Scalar)>, String> {
+    let (model, pre) = (spec.tokenizer.model.as_str(), spec.tokenizer.pre.as_str());
     let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let mut keys = vec![
-        (key("model"), Scalar::String(spec.tokenizer.model.clone())),
-        (key("pre"), Scalar::String(spec.tokenizer.pre.clone())),
-    ];
+    let mut keys = vec![(key("model"), Scalar::String(model.into()))];
+    if !pre.is_empty() {
+        keys.push((key("pre"), Scalar::String(pre.into())));
+    }
     let mut ids = Vec::new();
     for (name, token) in &spec.tokenizer.ids {
         let id = vocabulary.tokens.iter().position(|text| text == token);
@@ -105,11 +106,11 @@ fn assemble(spec: &Spec, vocabulary: Vocabulary, is_bpe: bool) -> Result<Vec<(St
     #[expect(clippy::cast_precision_loss, reason = "scores only order the tokens")]
     let scores = (0..vocabulary.tokens.len()).map(|i| 259.0_f32.min(i as f32) - i as f32).collect();
     keys.push((key("tokens"), Scalar::Strings(vocabulary.tokens)));
-    if !is_bpe {
+    if model != "gpt2" {
         keys.push((key("scores"), Scalar::F32s(scores)));
     }
     keys.push((key("token_type"), Scalar::I32s(vocabulary.types)));
-    if is_bpe {
+    if model != "llama" {
         keys.push((key("merges"), Scalar::Strings(vocabulary.merges)));
     }
     keys.extend(ids);
@@ -141,12 +142,17 @@ fn bpe(size: usize, printable: bool) -> Vocabulary {
     vocabulary.fill('\u{120}', size)
 }
 
-/// `<unk> <s> </s>`, the 256 bytes, single characters, then words of growing length.
+/// `<unk> <s> </s>`, then pieces.
 fn sentence_piece(size: usize, printable: bool) -> Vocabulary {
     let mut vocabulary = Vocabulary::default();
     vocabulary.push("<unk>", kind::UNKNOWN);
     vocabulary.push("<s>", kind::CONTROL);
     vocabulary.push("</s>", kind::CONTROL);
+    pieces(vocabulary, size, printable)
+}
+
+/// The 256 bytes, single characters, then words of growing length.
+fn pieces(mut vocabulary: Vocabulary, size: usize, printable: bool) -> Vocabulary {
     for byte in 0..=u8::MAX {
         let kind = if printable && !prints(byte) { kind::UNUSED } else { kind::BYTE };
         vocabulary.push(format!("<0x{byte:02X}>"), kind);

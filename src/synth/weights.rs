@@ -67,13 +67,15 @@ const NORMALS: usize = 1 << 16;
 pub struct Weights {
     seed: u64,
     tied: bool,
+    n_expert: usize,
     /// Standard normals, in pairs of opposite sign.
     normals: Vec<f32>,
 }
 
 impl Weights {
-    /// The weights of a seed. `tied`: the embeddings are the output matrix as well.
-    pub fn new(seed: u64, tied: bool) -> Self {
+    /// The weights of a seed. `tied`: the embeddings are the output matrix as well; `n_expert`: what whole numbers are below, as experts
+    /// that a table gives each token.
+    pub fn new(seed: u64, tied: bool, n_expert: usize) -> Self {
         let mut random = Random::new(0x6d6f_6570_6c61_6e00);
         let mut unit = || {
             #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
@@ -88,7 +90,7 @@ impl Weights {
                 normals.extend([x as f32, -x as f32]);
             }
         }
-        Self { seed, tied, normals }
+        Self { seed, tied, n_expert: n_expert.max(1), normals }
     }
 
     /// A writer of the data of one tensor.
@@ -102,6 +104,10 @@ impl Weights {
                 Kind::F32([1_f32, -1.0].map(f32::to_le_bytes).repeat(NORMALS / 2))
             }
             "f32" if is_constant => Kind::F32(vec![1_f32.to_le_bytes(); NORMALS]),
+            "i32" => {
+                let experts = (0..NORMALS).map(|i| i % self.n_expert);
+                Kind::F32(experts.map(|expert| u32::try_from(expert).unwrap_or_default().to_le_bytes()).collect())
+            }
             "f32" => Kind::F32(normals.map(f32::to_le_bytes).collect()),
             "f16" => Kind::Half(normals.map(|x| f16_bits(x).to_le_bytes()).collect()),
             "bf16" => Kind::Half(normals.map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()),
@@ -126,6 +132,7 @@ fn deviation(tensor: &NewTensor) -> f32 {
 
 /// How the data of one tensor is made: from a table, or by blocks.
 enum Kind {
+    /// `f32` or `i32`.
     F32(Vec<[u8; 4]>),
     /// `f16` or `bf16`.
     Half(Vec<[u8; 2]>),
@@ -269,7 +276,7 @@ mod tests {
 
     fn data(seed: u64, tensor: &NewTensor) -> Vec<u8> {
         let mut out = vec![0; usize::try_from(tensor.bytes().unwrap()).unwrap()];
-        Weights::new(seed, false).of(tensor).fill(0, &mut out);
+        Weights::new(seed, false, 0).of(tensor).fill(0, &mut out);
         out
     }
 

@@ -17,6 +17,8 @@ mod reader;
 mod real_headers;
 mod search;
 mod speed;
+#[cfg(feature = "cli")]
+mod suites;
 mod synth;
 mod tidy;
 mod truth;

@@ -14,6 +14,9 @@ use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{self, Synthesis, Wish, recipe, spec, synthesize};
 use serde::Deserialize;
 
+const GIGA: u64 = 1_000_000_000;
+const TERA: u64 = 1000 * GIGA;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Facts {
@@ -168,7 +171,11 @@ impl Published {
         check("types", format!("{types:?}"), format!("{stated_types:?}"));
         check(
             "parameters",
-            rounded(totals.parameters, 1_000_000_000, &self.stated.parameters),
+            rounded(
+                totals.parameters,
+                if self.stated.parameters.ends_with('T') { TERA } else { GIGA },
+                &self.stated.parameters,
+            ),
             self.stated.parameters.clone(),
         );
         let repeating: Vec<NewTensor> = tensors.iter().filter(|t| t.name.starts_with("blk.")).cloned().collect();

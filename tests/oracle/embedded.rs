@@ -97,6 +97,28 @@ fn experts_on_the_host_and_the_rest_on_a_device_run_and_measure_as_predicted() {
     }
 }
 
+/// Models of this year: what they are made of is what llama.cpp computes with, experts on the host and the rest on a device.
+#[test]
+fn tiny_siblings_of_current_models_run_and_measure_as_predicted() {
+    for spec in [
+        "deepseek-v3.2",
+        "deepseek-v4-flash",
+        "gemma-4-26b-a4b",
+        "glm-5.1",
+        "granite-4.0-h-tiny",
+        "kimi-k2.5",
+        "minimax-m2.7",
+        "nemotron-3-nano-30b-a3b",
+        "nemotron-3-super-120b-a12b",
+        "qwen3.6-35b-a3b-mtp",
+        "step-3.5-flash",
+    ] {
+        let measured = verify(launch(tiny(spec), 1, "llama-server -c 1024 -np 1 -ngl 99 -cmoe"), Prompt::Tokens(96), 4);
+        let bad: Vec<_> = measured.taken.comparison.iter().filter(|row| !row.ok).collect();
+        assert!(bad.is_empty() && measured.finite, "{spec}: {bad:#?}");
+    }
+}
+
 #[test]
 fn two_devices_share_by_tensor_split() {
     let line = "llama-server -c 1024 -np 2 -ngl 99 -ts 3,1";
