@@ -164,9 +164,9 @@ proptest! {
                 let read: serde_json::Value = serde_yaml::from_str(&text).unwrap();
                 let model = read["models"].as_object().unwrap().values().next().unwrap();
                 let command = model["cmd"].as_str().unwrap().replace("${PORT}", "1").replace('\n', " ");
-                format!("llama-server() {{ printf %s \"$4\"; }}\n{command}")
+                format!("server() {{ printf %s \"$4\"; }}\n{}", command.replacen("llama-server", "server", 1))
             }
-            Form::Shell => text.replace("exec llama-server", "llama-server() { printf %s \"$2\"; }\nllama-server"),
+            Form::Shell => text.replacen("exec llama-server", "server() { printf %s \"$2\"; }\nserver", 1),
             _ => format!("{text}\nprintf %s \"$LLAMA_ARG_MODEL\""),
         };
         let folder = tempfile::tempdir().unwrap();
