@@ -33,7 +33,7 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Global {
     /// How the answer is written [default: by the ending of -o FILE, else text].
     #[arg(long, value_enum, global = true, value_name = "FORMAT")]

@@ -4,17 +4,13 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::bytes::Bytes;
 use moeplan::checkup::{self, Options};
 use moeplan::gguf::Value;
 use moeplan::inspection::Inspection;
-use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::{self, Checked};
-use moeplan::report::page::Document;
-use moeplan::report::{html, markdown, text};
 use moeplan::run::parse;
-use moeplan_fuzz::{Draw, header, model};
+use moeplan_fuzz::{Draw, header, machine, model, shown};
 
 const ARCHITECTURES: [&str; 16] = [
     "llama", "qwen3moe", "gpt-oss", "deepseek2", "gemma3n", "mamba2", "qwen35moe", "granitehybrid", "glm4moe",
@@ -43,11 +39,6 @@ const COMMANDS: [&str; 8] = [
     "-ngl 99", "-ngl 1 -ts 3,1", "-cmoe -fa on", "-ncmoe 1 -ctk q8_0", "-c 4096 -np 4 -ub 16", "-ot exps=CPU",
     "-ngl 2 -c 0 --swa-full", "-b 1 -ub 1 -c 1",
 ];
-
-fn shown(document: &impl Document) {
-    let report = document.report();
-    let _ = (text::report(&report, true, 80), markdown::report(&report), html::report(&report));
-}
 
 fuzz_target!(|bytes: &[u8]| {
     let mut draw = Draw(bytes);
@@ -86,10 +77,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let words: Vec<String> = format!("llama-server -m m.gguf {command}").split(' ').map(str::to_string).collect();
     let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
-    let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 << 30), Bytes(8 << 30)]).expect("two devices");
-    let host = Host { ram: Some(Bytes(64 << 30)), ..Host::default() };
-    let machine = Machine::new(devices, host).expect("a machine");
-    if let Ok(checkup) = checkup::check(&model, &machine, &command, Options::default()) {
+    if let Ok(checkup) = checkup::check(&model, &machine(), &command, Options::default()) {
         let (model, command) = (plan::summary(&model, "m.gguf"), words.join(" "));
         shown(&Checked { checkup, model, command, name: None, variants: Vec::new() });
     }

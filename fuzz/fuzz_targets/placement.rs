@@ -8,9 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use moeplan::gguf::Value;
 use moeplan::model::Model;
 use moeplan::plan::rule_file::{check, overrides, parse};
-use moeplan::report::page::Document;
-use moeplan::report::{html, markdown, text};
-use moeplan_fuzz::{Draw, header, model};
+use moeplan_fuzz::{Draw, header, model, shown};
 
 /// A mixture of experts of three blocks.
 fn experts() -> &'static Model {
@@ -47,11 +45,7 @@ fuzz_target!(|bytes: &[u8]| {
             let taken: usize = checked.unmatched.iter().map(|rest| rest.tensors).sum();
             assert!(taken <= model.tensors.len());
             let _ = overrides(&file, model);
-            let report = checked.report();
-            text::report(&report, true, 80);
-            for page in [markdown::report(&report), html::report(&report)] {
-                assert!(!page.contains('\u{1b}'), "{page:?}");
-            }
+            shown(&checked);
         }
         Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
     }

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use moeplan::bytes::Bytes;
-use moeplan::gguf::{ByteOrder, Gguf, GgmlType, Header, ModelFile, TensorInfo, Value, ggml_type};
+use moeplan::gguf::{self, ByteOrder, Gguf, GgmlType, Header, ModelFile, TensorInfo, Value, ggml_type};
+use moeplan::machine::{Backend, Device, Host, Machine};
+use moeplan::report::page::Document;
+use moeplan::report::{html, markdown, text};
+use moeplan::synth::{self, Wish};
 
 /// The bytes that are left to decide with; all zero when there are none.
 pub struct Draw<'a>(pub &'a [u8]);
@@ -83,4 +87,26 @@ pub fn header(metadata: BTreeMap<String, Value>, mut tensors: Vec<TensorInfo>) -
 pub fn model(header: Header) -> Gguf {
     let file = ModelFile { path: PathBuf::from("m.gguf"), bytes: Bytes(u64::MAX), data_offset: header.data_offset };
     Gguf { files: vec![file], header }
+}
+
+/// A model that `synth` makes, of a few blocks.
+pub fn made(name: &str, blocks: Option<u32>) -> Gguf {
+    let folder = tempfile::tempdir().expect("a folder");
+    let wish = Wish { blocks, ..Wish::default() };
+    gguf::open(&synth::hole(name, &wish, folder.path()).expect("a name of synth's")).expect("a whole file")
+}
+
+/// Two cards, and a host.
+pub fn machine() -> Machine {
+    let devices = Device::of_budgets(Backend::Cuda, &[Bytes(24 << 30), Bytes(8 << 30)]).expect("two devices");
+    Machine::new(devices, Host { ram: Some(Bytes(64 << 30)), ..Host::default() }).expect("a machine")
+}
+
+/// Its page in every format.
+pub fn shown(document: &impl Document) {
+    let report = document.report();
+    text::report(&report, true, 80);
+    for page in [markdown::report(&report), html::report(&report)] {
+        assert!(!page.contains('\u{1b}'), "{page:?}");
+    }
 }

@@ -241,7 +241,7 @@ pub fn run(output: &Output) -> anyhow::Result<Outcome> {
 }
 
 /// What is said to a line; a batch (revision 2025-03-26) has its replies together.
-fn reply(line: &[u8], output: &Output) -> Option<Value> {
+pub fn reply(line: &[u8], output: &Output) -> Option<Value> {
     if line.trim_ascii().is_empty() {
         return None;
     }

@@ -141,6 +141,42 @@ fn a_script_is_read_by_a_real_shell() {
     }
 }
 
+#[cfg(unix)]
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    /// Files have the names that strangers gave them: no shell acts on one, whatever form it is in.
+    #[test]
+    fn no_shell_acts_on_a_path(parts in proptest::collection::vec(select(&[
+        "$(touch ran)", "`touch ran`", ";touch ran;", "|touch ran", "&touch ran&", ">ran", "${IFS}", "$", "'", "\"", "\\", " ", "#", "*",
+        "~", "!", "%s", "=", "(", ")", "a", "é",
+    ][..]), 1..9), form in select(&[Form::Shell, Form::Env, Form::LlamaSwap][..])) {
+        thread_local! { static MODEL: Model = model(); }
+        let path = format!("/m/{}.gguf", parts.concat());
+        let command = command(RunConfig { n_ctx: 4096, ..RunConfig::default() }, ModelSource::Path(path.clone().into()));
+        let text = match MODEL.with(|model| emit(model, &machine(), &command, server(form))) {
+            Ok(emitted) => emitted.text,
+            Err(Error::Word { word, .. }) => return Ok(prop_assert_eq!(word, path)),
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
+        };
+        // What the reader of each form does: a script runs; variables are taken; llama-swap's command is split as a shell would.
+        let written = match form {
+            Form::LlamaSwap => {
+                let read: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+                let model = read["models"].as_object().unwrap().values().next().unwrap();
+                let command = model["cmd"].as_str().unwrap().replace("${PORT}", "1").replace('\n', " ");
+                format!("server() {{ printf %s \"$4\"; }}\n{}", command.replacen("llama-server", "server", 1))
+            }
+            Form::Shell => text.replacen("exec llama-server", "server() { printf %s \"$2\"; }\nserver", 1),
+            _ => format!("{text}\nprintf %s \"$LLAMA_ARG_MODEL\""),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new("sh").args(["-c", &written]).current_dir(&folder).output().unwrap();
+        prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), path);
+        prop_assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}
+
 #[test]
 fn an_env_file_is_read_by_a_real_shell() {
     let model = model();

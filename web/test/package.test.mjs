@@ -1,11 +1,20 @@
-// The npm package as Node loads it.
+// The npm package as Node loads it, installed from its packed file into an empty folder.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { Refusal, load } from "../../target/npm/index.js";
 import { flags, ofDisk, program, unpack } from "./support.mjs";
 
-test("the package opens, plans, checks and refuses", async () => {
+test("the package opens, plans, checks and refuses", async (context) => {
+  const folder = mkdtempSync(join(tmpdir(), "moeplan-npm-"));
+  context.after(() => rmSync(folder, { recursive: true }));
+  const npm = (...words) => execFileSync("npm", words, { cwd: folder, encoding: "utf8" });
+  const [packed] = JSON.parse(npm("pack", "--json", new URL("../../target/npm", import.meta.url).pathname));
+  for (const name of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "index.d.ts"]) assert.ok(packed.files.some((file) => file.path === name), name);
+  npm("install", "--silent", "--offline", "--no-audit", "--no-fund", join(folder, packed.filename));
+  const { Refusal, load } = await import(join(folder, "node_modules/moeplan/index.js"));
   const moeplan = await load();
   const file = join(unpack("real-models.tar.xz"), "GLM-4.7-Flash.q4_k.gguf");
   assert.equal((await moeplan.open("m", [ofDisk(file)])).files, 1);
