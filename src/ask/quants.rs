@@ -148,7 +148,7 @@ mod tests {
             blocks_with_experts_on_host: 0,
             blocks_with_experts: 1,
         };
-        let mut rows = vec![
+        let mut rows = [
             None,
             Some(judged(4, None, 7)),
             Some(judged(2, Some(9.0), 0)),

@@ -88,7 +88,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     if !tuning.proposal.servers.is_empty() {
         output.say(
-            "software devices run on moeplan's own RPC servers, which stop with it: the final command needs yours",
+            "software devices run on moeplan's own RPC servers, which stop with it: write your server's address for HOST:PORT in the final command",
         );
     }
     let since = now().saturating_sub(FRESH.as_secs());
@@ -120,7 +120,13 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         return Err(error.unwrap_or_else(|| anyhow::anyhow!(NOTHING)));
     };
     let model = ModelSource::Path(tuning.proposal.launch.model.clone());
-    let command = shell(&server_command(&model, &tuning.race.entrants[winner].candidate.args));
+    // A server of moeplan's own ends with it, and nobody reaches its address.
+    let reachable = |word: &String| {
+        let servers = tuning.proposal.servers.iter();
+        servers.fold(word.clone(), |word, server| word.replace(server.endpoint(), "HOST:PORT"))
+    };
+    let args: Vec<String> = tuning.race.entrants[winner].candidate.args.iter().map(reachable).collect();
+    let command = shell(&server_command(&model, &args));
     let document = Document {
         schema: SCHEMA.to_string(),
         subject: tuning.subject.clone(),

@@ -80,6 +80,20 @@ fn ask(said: &str) {
     stream.read_to_string(&mut answer).expect("an answer");
 }
 
+/// What docs/run.md shows from these words on was said in this order, figures, paths and empty lines apart.
+fn is_in_the_manual(begins: &str, said: &str) {
+    let figures = |text: &str| text.replace(|c: char| c.is_ascii_digit() || c == '.', "");
+    let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/run.md")).expect("a page");
+    let block = manual.split("```").find(|block| block.starts_with(&format!("text\n{begins}"))).expect("a block");
+    let mut rest = said;
+    for line in block.lines().skip(1) {
+        let line = line.split(" (`").next().unwrap_or_default();
+        let shown = |at: &&str| figures(at).contains(&figures(line));
+        let found = rest.split(['\r', '\n']).find(shown).unwrap_or_else(|| panic!("`{line}` was not said: {said}"));
+        rest = rest.split_once(found).map_or("", |(_, rest)| rest);
+    }
+}
+
 /// The words of a `run` on the fake server.
 fn words(folder: &Path, more: &[&str]) -> Vec<String> {
     let (server, model) = (fake(), tiny(folder));
@@ -93,7 +107,7 @@ fn words(folder: &Path, more: &[&str]) -> Vec<String> {
 #[test]
 fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (path, file) = ("/o/r/resolve/main/m-Q4_K_M.gguf", std::fs::read(tiny(folder.path())).expect("a model"));
+    let (path, file) = ("/owner/repo/resolve/main/m-Q4_K_M.gguf", std::fs::read(tiny(folder.path())).expect("a model"));
     let (whole, shown) = (file.len() as u64, Bytes(file.len() as u64).to_string());
     let beside = folder.path().join("mmproj-F16.gguf");
     let mut synth = Command::new(MOEPLAN);
@@ -105,9 +119,9 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
         r#"[{{"type":"file","path":"m-Q4_K_M.gguf","size":{whole},"oid":"x"}},{{"type":"file","path":"mmproj-F16.gguf","size":{small},"oid":"y"}}]"#
     );
     let hub = Server::new(move |request| match request.path.as_str() {
-        "/api/models/o/r/tree/main?recursive=true" => Answer::status(200).body(item.clone()),
+        "/api/models/owner/repo/tree/main?recursive=true" => Answer::status(200).body(item.clone()),
         asked if asked == path => Answer::range(request, &file, "\"e\""),
-        "/o/r/resolve/main/mmproj-F16.gguf" => Answer::range(request, &projector, "\"f\""),
+        "/owner/repo/resolve/main/mmproj-F16.gguf" => Answer::range(request, &projector, "\"f\""),
         _ => Answer::status(404),
     });
     let fetching = "FAKE_LLAMA_SERVER=fetch";
@@ -122,7 +136,7 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
         // It fetches for longer than it may load.
         let line = format!(
             "exec env {fetches} FAKE_LLAMA_SERVER_STATE={home} HF_ENDPOINT={} HOME={home} XDG_CACHE_HOME={home} {MOEPLAN} run {offline} \
-             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:o/r:Q4_K_M {extra}",
+             --backend cpu --ram 64G --ctx-size 512 --timeout 5 --llama-server {server} --json -o {answer_path} hf:owner/repo:Q4_K_M {extra}",
             hub.address
         );
         let mut command = Command::new("script");
@@ -133,11 +147,17 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
             talker.until("fetching the model, ");
         }
         talker.until("Ctrl-C stops");
+        if fetches == fetching {
+            is_in_the_manual("llama-server fetches", &talker.said);
+        }
         let document: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&answer).expect("a document")).expect("JSON");
         let words: Vec<_> =
             document["command"].as_array().expect("words").iter().filter_map(|word| word.as_str()).collect();
-        assert!(words.windows(2).any(|pair| pair == ["-hf", "o/r:Q4_K_M"]) && !words.contains(&"-m"), "{words:?}");
+        assert!(
+            words.windows(2).any(|pair| pair == ["-hf", "owner/repo:Q4_K_M"]) && !words.contains(&"-m"),
+            "{words:?}"
+        );
         assert_eq!(words.contains(&"--offline"), !offline.is_empty(), "{words:?}");
         let parts = document["plan"]["parts"].as_array().map_or(0, Vec::len);
         let is_counted = talker.said.contains("`-hf` also loads") && parts == 2;
@@ -163,7 +183,7 @@ fn the_server_follows_what_other_programs_leave_of_the_card() {
     cc.args(["-shared", "-fPIC", "-o"]).arg(at("libnvidia-ml.so.1")).arg(source);
     assert!(cc.status().expect("cc, which links Rust too").success());
     let mut synth = Command::new(MOEPLAN);
-    synth.args(["synth", "gpt-oss-20b", "--blocks", "4", "-q", "-o"]).arg(at("m.gguf")).stdout(Stdio::null());
+    synth.args(["synth", "gpt-oss-20b", "--blocks", "4", "-q", "-o"]).arg(at("model.gguf")).stdout(Stdio::null());
     assert!(synth.status().expect("moeplan").success());
     // A file that is half written would be a card of another size.
     let free = |mib: u32| {
@@ -173,7 +193,13 @@ fn the_server_follows_what_other_programs_leave_of_the_card() {
     free(8000);
     let mut command = Command::new(MOEPLAN);
     command.args(["run", "--follow", "--ctx-size", "512", "--json", "--force", "-o"]).arg(at("run.json"));
-    command.arg("--llama-server").arg(fake()).arg(at("m.gguf")).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .arg("--llama-server")
+        .arg(fake())
+        .arg("model.gguf")
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     command.env("LD_LIBRARY_PATH", folder.path()).env("FAKE_NVML", at("card")).env_remove("CUDA_VISIBLE_DEVICES");
     command.env("FAKE_LLAMA_SERVER", "held").env("FAKE_LLAMA_SERVER_STATE", folder.path()).env("HOME", folder.path());
     command.env("XDG_STATE_HOME", folder.path()).env("XDG_CONFIG_HOME", folder.path());
@@ -213,6 +239,7 @@ fn the_server_follows_what_other_programs_leave_of_the_card() {
     interrupt(&talker.child);
     let (code, said) = talker.end();
     assert_eq!((code, said.matches("planning again").count()), (Some(130), 3), "{said}");
+    is_in_the_manual("2.93 GiB of CUDA0", &said);
 }
 
 /// `run` without a terminal.
