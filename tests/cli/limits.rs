@@ -1,6 +1,5 @@
 //! What memory a whole run of the program may take on gpt-oss-120b. Its time is counted in instructions: `scripts/instructions`.
 
-use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,13 +18,8 @@ fn gpt_oss_120b(folder: &Path) -> PathBuf {
     output::write(&model, &folder.join("m.gguf"), Fill::Hole, true, watch).unwrap().remove(0)
 }
 
-/// An optimised program to judge in place of the tests' own, which scripts/test compiles without optimisation.
-fn optimised() -> Option<OsString> {
-    std::env::var_os("MOEPLAN_PROGRAM")
-}
-
 fn moeplan(words: &[&str]) -> Command {
-    let mut command = Command::new(optimised().unwrap_or_else(|| env!("CARGO_BIN_EXE_moeplan").into()));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
     command.args(words).stdin(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -47,6 +41,6 @@ fn inspect_holds_little_memory() {
     assert!(rest.len() > 128 << 10, "a page of {} bytes fits in a pipe", rest.len());
     let peak: u64 = peak.expect("a peak");
     // Without optimisation the program's own pages are many more.
-    let most = if cfg!(debug_assertions) && optimised().is_none() { 4 * PEAK_KIB } else { PEAK_KIB };
+    let most = if cfg!(debug_assertions) { 4 * PEAK_KIB } else { PEAK_KIB };
     assert!(peak <= most, "{peak} KiB of {most}");
 }
