@@ -108,8 +108,15 @@ pub fn tensors(spec: &Spec, wish: &Wish) -> Result<(Recipe, Vec<NewTensor>), Ref
 
 fn facts(spec: &Spec, dims: &Dims) -> Result<Facts, Refusal> {
     let number = |name| spec.number(name, dims);
-    let (n_layer, n_expert) = (number("n_layer")?, number("n_expert")?);
-    Ok(Facts::new(&spec.architecture, n_layer, n_expert, number("n_head")?, number("n_head_kv")?))
+    let keys = spec.keys(dims)?;
+    // Of the first block, where blocks differ.
+    let heads = |key: &str, name| match keys.iter().find(|(known, _)| known.ends_with(key)) {
+        Some((_, Scalar::I32s(by_block))) => Ok(by_block.first().and_then(|n| u64::try_from(*n).ok()).unwrap_or(0)),
+        _ => number(name),
+    };
+    let (n_head, n_head_kv) =
+        (heads(".attention.head_count", "n_head")?, heads(".attention.head_count_kv", "n_head_kv")?);
+    Ok(Facts::new(&spec.architecture, number("n_layer")?, number("n_expert")?, n_head, n_head_kv))
 }
 
 pub fn synthesize(spec: &Spec, wish: &Wish) -> Result<Synthesis, Refusal> {
@@ -220,6 +227,16 @@ mod tests {
                 let bytes = totals(&tensors).bytes;
                 assert!(bytes <= Bytes::mib(16), "{name} {recipe:?}: {bytes}");
             }
+        }
+    }
+
+    #[test]
+    fn what_recipes_ask_of_a_spec_is_what_its_file_says() {
+        for name in spec::names() {
+            let ours = facts(&spec(&name), &spec(&name).dims(true, None)).unwrap();
+            let theirs = Facts::of(&model(&name, &Wish { tiny: true, ..Wish::default() }).unwrap());
+            let of = |facts: &Facts| (facts.n_layer_all, facts.n_expert, facts.n_gqa);
+            assert_eq!(of(&ours), of(&theirs), "{name}");
         }
     }
 
