@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_is_left_follows_from_what_is_done() {
-        let after = |done| left(Duration::from_secs(60), done, 6).map(|left| left.as_secs());
+        let after = |done| left(Duration::from_mins(1), done, 6).map(|left| left.as_secs());
         assert_eq!([0, 1, 2, 6, 7].map(after), [None, Some(300), Some(120), Some(0), Some(0)]);
         assert_eq!([119, 120, 121].map(|seconds| roughly(Duration::from_secs(seconds))), ["119 s", "2 min", "3 min"]);
     }
