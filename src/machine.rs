@@ -284,6 +284,9 @@ impl Hint for Error {
                     .to_string()
                     .into()
             }
+            Self::NoMemory(name) if cards::by_name(name).is_some_and(cards::Card::is_integrated) => {
+                format!("it uses main memory: say how much it may take, --gpu '{name}=SIZE'").into()
+            }
             Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
             _ => return None,
         })

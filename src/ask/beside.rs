@@ -55,7 +55,7 @@ pub fn plan(
     let turn = options.turn?;
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
-    let is_selected = visible::visible(machine, &command.environment).0 != *machine;
+    let is_selected = !visible::visible(machine, &command.environment).1.is_empty();
     if !is_launch || !is_counted || checkup.is_refused() || is_selected {
         return None;
     }

@@ -182,8 +182,11 @@ fn beside(model: &Model, machine: &Machine, line: &str, margin: Bytes, turn: Tur
 fn the_plan_beside_a_command_is_what_its_words_ask_for_and_serves_the_same() {
     let model = model("qwen3-30b-a3b", &Wish { blocks: Some(6), ..Wish::default() });
     let deep = Turn { depth: 3000, ..Turn::default() };
+    // Of main memory only its rate is said: the others are not numbers.
+    let mut said = with_ram(&[2300], 64);
+    said.host.set_memory(50.0);
     for (machine, line, margin, turn, is_faster) in [
-        (with_ram(&[2300], 64), "llama-server -ngl 99 -cmoe -c 16384 -np 1", 0, Turn::default(), Some(true)),
+        (said, "llama-server -ngl 99 -cmoe -c 16384 -np 1", 0, Turn::default(), Some(true)),
         (
             with_ram(&[2300], 64),
             "llama-server -ngl 99 -ncmoe 5 -c 8192 -ctk q8_0 -ctv q8_0 -fa on",
