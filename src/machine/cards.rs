@@ -203,8 +203,8 @@ mod tests {
         ] {
             let card = by_name(name).unwrap();
             assert_eq!((card.words, card.is_integrated()), (words, true), "{name}");
-            let hint = crate::suggest::Hint::hint(&crate::machine::Error::NoMemory(name.into()));
-            assert!(hint.is_some_and(|hint| hint.contains("main memory")), "{name}");
+            let error = crate::machine::Error::NoMemory(name.into());
+            assert!(crate::suggest::Hint::hint(&error).is_some_and(|hint| hint.contains("main memory")), "{name}");
         }
         assert!(!by_name("RTX 4090").unwrap().is_integrated());
         assert!(INTEGRATED.iter().all(|words| named(words).next().is_some_and(|card| card.words == *words)));
