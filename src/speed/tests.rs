@@ -308,7 +308,7 @@ proptest::proptest! {
         }
         let fit = fit::fit(&machine, &samples, "made").unwrap();
         let worst = fit.residuals.iter().map(|residual| residual.error().abs()).fold(0.0, f64::max);
-        proptest::prop_assert!(worst < 0.03, "{worst}");
+        proptest::prop_assert!(worst < 0.06, "{worst}");
         // What many rows tell is found itself.
         let found = fit.machine.devices[0].rates.clone().unwrap();
         for (found, real) in [(found.pinned, device.pinned), (found.pageable, device.pageable)] {
