@@ -299,6 +299,14 @@ proptest::proptest! {
         for (rate, factor) in rates.into_iter().zip(&factors) {
             *rate *= factor;
         }
+        // Little more than the data sheet allows is taken for what it allows: no measurement insists on it.
+        let sheet = table::figures(&machine.devices[0]).unwrap();
+        for (rate, allowed) in [
+            (device.weights, sheet.bandwidth), (device.cache, sheet.bandwidth), (device.pinned, sheet.link),
+            (device.pageable, sheet.link),
+        ] {
+            proptest::prop_assume!(!(1.0..1.2).contains(&(rate / (1.1 * allowed))));
+        }
         real.devices[0].rates = Some(device.clone());
         real.host.rates = Some(host);
         let prices = Prices::of(&real, &[0]);
@@ -308,7 +316,8 @@ proptest::proptest! {
         }
         let fit = fit::fit(&machine, &samples, "made").unwrap();
         let worst = fit.residuals.iter().map(|residual| residual.error().abs()).fold(0.0, f64::max);
-        proptest::prop_assert!(worst < 0.06, "{worst}");
+        // The pull toward the table leaves up to 3.5% where nearly all prices are 2.5 times its own: 1 draw in 3,000.
+        proptest::prop_assert!(worst < 0.03, "{worst}");
         // What many rows tell is found itself.
         let found = fit.machine.devices[0].rates.clone().unwrap();
         for (found, real) in [(found.pinned, device.pinned), (found.pageable, device.pageable)] {

@@ -153,7 +153,9 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 6 }, ..ProptestConfig::default() })]
-    /// The context that is chosen costs the turn at most 2% and moves no expert, and no longer one that is tried does.
+    /// The context that is chosen costs the turn at most 2% and moves no expert, and no longer one does.
+    ///
+    /// llama.cpp's allocator may need less for a longer context. Where the same launch fits only by that, it is not looked for.
     #[test]
     fn the_context_is_the_longest_for_nothing(
         which in 0usize..4,
@@ -166,13 +168,23 @@ proptest! {
                 .map(|name| model(name, &Wish { blocks: Some(6), ..Wish::default() })).into()
         });
         let (model, machine) = (&MODELS[which], one_card(budget));
-        let planned = |context| {
+        let asked = |context| {
             let levers = if asks { Levers::unasked() } else { Levers::default() };
             let run = RunConfig { n_parallel: Some(slots), ..RunConfig::default() };
-            let request = Request { run, levers, context, ..request(Strategy::Auto) };
+            Request { run, levers, context, ..request(Strategy::Auto) }
+        };
+        let planned = |context| {
+            let request = asked(context);
             let found = plan::solve(model, &machine, &request).unwrap();
             let hosted = found.expert_split(&request.problem(model, &machine)).routed_expert_bytes_on_host;
             (found.run.n_ctx, found.fits(), hosted, found.estimate.turn_seconds)
+        };
+        let shrinks = |n_ctx| {
+            let request = asked(ContextChoice::Fixed(n_ctx));
+            let run = plan::solve(model, &machine, &request).unwrap().run;
+            let problem = request.problem(model, &machine);
+            let fits = |n_ctx| problem.judge(RunConfig { n_ctx, ..run.clone() }).unwrap().fits();
+            (4608 * slots..n_ctx).step_by(256).any(|shorter| !fits(shorter))
         };
         let (shortest, fits, hosted, seconds) = planned(ContextChoice::Turn);
         let chosen = planned(ContextChoice::Auto);
@@ -185,7 +197,7 @@ proptest! {
         let longer = (1..).map(|n| chosen.0 + n * n * 256).take_while(|n_ctx| *n_ctx <= most);
         for n_ctx in longer.filter(|_| fits) {
             let other = planned(ContextChoice::Fixed(n_ctx));
-            prop_assert!(!is_free(other), "{:?} is for nothing as well as {:?}", other, chosen);
+            prop_assert!(!is_free(other) || shrinks(n_ctx), "{:?} is for nothing as well as {:?}", other, chosen);
         }
     }
 }
