@@ -42,9 +42,7 @@ impl Bytes {
     pub const fn padded(self, alignment: u64) -> Self {
         Self((self.0 + alignment - 1) & !(alignment - 1))
     }
-}
 
-impl Bytes {
     /// The size as it is typed: read back it is the same, and not the size on the box of a card.
     pub fn typed(self) -> String {
         match self.0 {

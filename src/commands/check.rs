@@ -147,12 +147,12 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
 }
 
 fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &Output) -> anyhow::Result<Outcome> {
-    let look = |held: &Held| ask::check::check(held, asked, &Here { args, folder, output });
+    let here = Here { args, folder, output };
     if let [only] = held {
-        let mut checked = look(only)?;
+        let mut checked = ask::check::check(only, asked, &here)?;
         if let Some(program) = &args.ask {
             let mut command = parse::launch(only, asked.environment, asked.target)?;
-            let (model, _) = Here { args, folder, output }.model(&mut command)?;
+            let (model, _) = here.model(&mut command)?;
             let Some(ModelSource::Path(path)) = &command.model else {
                 let hint = "give the command's model as `-m FILE`";
                 return Err(Refusal::new("`--ask` needs a model on this computer", hint).into());
@@ -168,7 +168,7 @@ fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &
     }
     // A table of many commands has no room for plans, and each would take longer than its check.
     let asked = Asked { plan: None, ..asked };
-    told(held.iter().map(|held| row(held, asked, &Here { args, folder, output })).collect(), output)
+    told(held.iter().map(|held| row(held, asked, &here)).collect(), output)
 }
 
 /// A command's check, or why there is none.

@@ -428,7 +428,6 @@ impl Engine {
         }
     }
 
-    /// Has the words that a launch does not say launched with it, as far as that can be; names the flags that are left out.
     /// Starts llama.cpp with these variables from now on.
     fn with_environment(&mut self, environment: BTreeMap<String, String>) {
         match self {
@@ -437,6 +436,7 @@ impl Engine {
         }
     }
 
+    /// Has the words that a launch does not say launched with it, as far as that can be; names the flags that are left out.
     pub fn launch_with(&mut self, beside: &[String]) -> Option<String> {
         let (taken, mut left_out) = measurable(beside);
         let why = match self {

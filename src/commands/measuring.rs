@@ -1,4 +1,4 @@
-//! One measurement at a time on a machine: a lock that every moeplan of every user looks at, gone with the process that holds it. [I/O]
+//! What commands that measure share: a lock, so that one of them measures on a machine at a time, and the time that is left. [I/O]
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};

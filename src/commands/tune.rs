@@ -78,7 +78,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         "--embeddings: `tune` times a turn, and an embedding server has none"
     );
     args.options.beside_plan(&args.model, false)?;
-    let (journal, earlier) = journal_file(&args)?;
+    // A dry run measures nothing, so it keeps nothing.
+    let kept = (!args.engine.dry_run).then(|| journal_file(&args)).transpose()?;
+    let (journal, earlier) = kept.unwrap_or_default();
     let _measuring = (!args.engine.dry_run).then(|| measuring::begin("tune", output)).transpose()?;
     let mut tuning = Tuning::prepare(&args, journal, output)?;
     if args.engine.dry_run {

@@ -100,13 +100,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         output.show(&answers.pop().context("no projection")??)?;
         return Ok(Outcome::Yes);
     }
-    if args.engine.dry_run {
-        return check::told(proposal.told([(None, &proposal.launch.run)], &args.options)?, output);
-    }
     let launch = &mut proposal.launch;
     if matches!(engine, Engine::Server(_)) && launch.run.program == Program::Server && launch.run.fit {
         output.say("-fit off: the prediction is for the command as written");
         launch.run.fit = false;
+    }
+    if args.engine.dry_run {
+        return check::told(proposal.told([(None, &proposal.launch.run)], &args.options)?, output);
     }
     proposal.warn_of_hole(output);
     let predicted = proposal.forecast()?;

@@ -105,11 +105,12 @@ fn document(text: &str) -> Value {
 #[test]
 fn a_dry_run_checks_what_would_be_launched() {
     let place = Place::new();
+    let tune = format!("{TUNE} --journal journal/tune.jsonl");
     for (words, names) in [
         (VERIFY, &[""][..]),
         (RUN, &[""]),
         (BENCH, &["plan", "experts-on-host"]),
-        (TUNE, &["the plan", "--fit on"]),
+        (&tune, &["the plan", "--fit on"]),
         (VALIDATE, &["mine: experts-on-host", "mine: all-on-device", "mine: fit"]),
     ] {
         let baseline = if words == BENCH { " --baseline experts-on-host" } else { "" };
@@ -123,8 +124,11 @@ fn a_dry_run_checks_what_would_be_launched() {
             assert!(row["command"].as_str().unwrap().starts_with("llama-server -m m.gguf "), "{row}");
             assert!(row["memory"]["Host"]["model"].as_u64() > Some(0), "{row}");
         }
-        assert!(!place.is_launched() && !place.at("results").exists(), "{words}");
+        assert!(!place.is_launched() && !place.at("results").exists() && !place.at("journal").exists(), "{words}");
     }
+    // What `verify` launches is the command as it is checked: without llama.cpp's own fitting.
+    let (_, answer, _) = place.run("verify --runtime server --dry-run --json -- llama-server -m m.gguf -ngl 0 -c 512");
+    assert!(document(&answer)["command"].as_str().unwrap().contains("-fit off"), "{answer}");
     let (code, commands, _) = place.run("devices --calibrate --dry-run --vram 8G");
     assert!(code == Some(0) && commands.starts_with("llama-bench -m "), "{commands}");
 }
