@@ -349,7 +349,10 @@ impl Reader {
             ("unknown-flag", format!("`{word}` is a flag of ik_llama.cpp: {name} refuses it"), Some(hint))
         } else if target.known().is_some() {
             let program = if of_bench { "llama-bench of " } else { "" };
-            ("unknown-flag", format!("`{word}` is not a flag of {program}{name}, which refuses it"), meant)
+            // Any of the programs that have flags of their own knows them all.
+            let is_others = Program::Perplexity.own_values(word).is_some();
+            let hint = if is_others { Some("other programs have it, such as llama-completion; leave it out".into()) } else { meant };
+            ("unknown-flag", format!("`{word}` is not a flag of {program}{name}, which refuses it"), hint)
         } else {
             let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());
             let message = format!("moeplan does not know `{word}`; {name} may have it");

@@ -781,6 +781,8 @@ const REPORTED: [Reported; 12] = [
     // Old lines of llama-bench are read as they were meant.
     (&QWEN, ONE, "llama-bench -ngl 99 -mmp 0", true, "removed-flag", "`--load-mode none`"),
     (&QWEN, ONE, "llama-bench -ngl 99 --mmap 0 -dio 1", true, "removed-flag", "`--load-mode dio`"),
+    // What another program has is not a slip of the pen.
+    (&GPT_OSS, ONE, "llama-cli -c 4096 -cnv", true, "unknown-flag", "llama-completion"),
     // The draft model has the target's context.
     (&LLAMA, ONE, "llama-server -c 4096 -cd 2048", true, "removed-flag", "`-c`"),
     // Lints are told with `-sm tensor` as well.
