@@ -9,7 +9,7 @@ use crate::plan::{self, Beside, Request, Turn};
 use crate::run::args::args_beside;
 use crate::run::command::shell;
 use crate::run::flags::InPlan;
-use crate::run::{Dialect, ParsedCommand, Program, RunConfig, groups, spelling, visible};
+use crate::run::{Dialect, LoadMode, ParsedCommand, Program, RunConfig, groups, spelling, visible};
 
 /// Flags that say where weights go and how the machine computes: these the planner chooses.
 const CHOSEN: [&str; 22] = [
@@ -55,7 +55,7 @@ pub fn plan(
     let turn = options.turn?;
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
-    let is_selected = !visible::visible(machine, &command.environment).1.is_empty();
+    let is_selected = !visible::visible(machine, &command.environment).notes.is_empty();
     if !is_launch || !is_counted || checkup.is_refused() || is_selected {
         return None;
     }
@@ -101,6 +101,7 @@ fn served(machine: &Machine, command: &ParsedCommand, checkup: &Checkup) -> Vec<
         n_parallel: Some(slots),
         kv_unified: command.run.kv_unified.or(is_shared.then_some(true)),
         kv_unified_per_slot: None,
+        load_mode: LoadMode::Auto,
         devices: command.run.devices.clone().filter(|names| !is_all(names)),
         rpc: if machine.rpc_servers(&[]) == command.run.rpc { Vec::new() } else { command.run.rpc.clone() },
         ..command.run.clone()

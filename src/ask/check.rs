@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::beside;
 use crate::bytes::Bytes;
-use crate::checkup::{self, Checkup, Options};
+use crate::checkup::{self, Checkup, Options, Verdict};
 use crate::gguf::Gguf;
 use crate::machine::Machine;
-use crate::memory;
+use crate::memory::{self, HOST, HostNeeds};
 use crate::model::{FileKind, Model, projector};
 use crate::plan::{self, Checked, Variant};
 use crate::run::held::Held;
@@ -24,6 +24,58 @@ use crate::suggest::Refusal;
 pub struct Checks {
     pub schema: Cow<'static, str>,
     pub checks: Vec<CheckRow>,
+    /// What the commands take together; absent where they do not run at once, or fewer than two are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
+}
+
+/// Commands that run at once: the services of a Compose file. Every one has its own context on a card.
+#[derive(Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AtOnce {
+    /// By card of the machine; of `Host` with what each program needs beside its tensors.
+    pub memory: BTreeMap<String, Bytes>,
+    /// What each may hold; of `Host`, where main memory is known, what is not left to the system.
+    pub budget: BTreeMap<String, Bytes>,
+    /// By how much they are over it. Main memory is never short of weights that are read through mapped files.
+    pub shortfall: BTreeMap<String, Bytes>,
+}
+
+impl Checks {
+    /// The checks of these commands on `machine`, of which `margin` is kept free on each device.
+    pub fn of(checks: Vec<CheckRow>, held: &[Held], machine: &Machine, margin: Bytes) -> Self {
+        let counted: Vec<&Checkup> = checks.iter().filter_map(|row| Some(&row.checked()?.checkup)).collect();
+        let is_told = counted.len() > 1 && held.iter().all(|held| held.is_at_once);
+        let at_once = is_told.then(|| AtOnce::of(&counted, machine, margin));
+        Self { schema: "moeplan/checks/1".into(), checks, at_once }
+    }
+}
+
+impl AtOnce {
+    fn of(counted: &[&Checkup], machine: &Machine, margin: Bytes) -> Self {
+        let mut memory: BTreeMap<String, Bytes> = BTreeMap::new();
+        for check in counted {
+            let fitted = check.fit.as_ref().filter(|_| check.verdict == Some(Verdict::AfterFit));
+            for (name, row) in fitted.map_or(&check.memory, |fit| &fit.memory) {
+                let name = if memory::is_host(name) { HOST } else { check.cards.get(name).unwrap_or(name) };
+                *memory.entry(name.to_string()).or_default() += row.counted();
+            }
+            let HostNeeds { process, logits, checkpoints, .. } = check.host_needs;
+            *memory.entry(HOST.to_string()).or_default() += process + logits + checkpoints;
+        }
+        let mut budget: BTreeMap<String, Bytes> =
+            machine.devices.iter().map(|card| (card.name.clone(), card.total.saturating_sub(margin))).collect();
+        let reserve = counted.iter().map(|check| check.host_needs.reserve).max().unwrap_or_default();
+        budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram.saturating_sub(reserve))));
+        budget.retain(|name, _| memory.contains_key(name));
+        let is_mapped = counted.iter().any(|check| check.mapped_span.is_some());
+        let over = |(name, budget): (&String, &Bytes)| {
+            let over = memory.get(name)?.saturating_sub(*budget);
+            (over > Bytes(0) && !(is_mapped && name == HOST)).then(|| (name.clone(), over))
+        };
+        let shortfall = budget.iter().filter_map(over).collect();
+        Self { memory, budget, shortfall }
+    }
 }
 
 /// A command's check, or why there is none.

@@ -9,8 +9,9 @@ use crate::model::Model;
 #[cfg(feature = "cli")]
 use crate::number::tokens;
 use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Turn};
-use crate::run::flags::{Effect, Flag, InPlan};
-use crate::run::{LEFT_OUT, RunConfig, Target, groups, parse, spelling};
+use crate::run::args::NO_OP_OFFLOAD;
+use crate::run::flags::{Effect, Flag, InPlan, old_load_mode};
+use crate::run::{Choice as _, Dialect, LEFT_OUT, LoadMode, RunConfig, Target, groups, parse, spelling};
 use crate::suggest::Refusal;
 
 /// A flag of llama.cpp's with its value, as words.
@@ -84,6 +85,10 @@ pub struct Planning {
     /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = crate::run::build::number))]
     pub build: Option<u32>,
+    /// Whose rules and words the plan is in.
+    #[cfg_attr(feature = "cli", arg(skip))]
+    #[serde(skip)]
+    pub dialect: Dialect,
     /// Show what takes the memory, and what every other choice would give.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub explain: bool,
@@ -110,6 +115,7 @@ impl Default for Planning {
             objective: Objective::Turn,
             allow_quantized_cache: false,
             build: None,
+            dialect: Dialect::LlamaCpp,
             explain: false,
             tensors: false,
             prompt,
@@ -121,24 +127,19 @@ impl Default for Planning {
 
 impl Planning {
     pub fn target(&self) -> Target {
-        let default = Target::default();
-        Target { build: self.build.unwrap_or(default.build), ..default }
+        // ik_llama.cpp has no builds of its own here.
+        let build = self.build.filter(|_| self.dialect == Dialect::LlamaCpp);
+        Target { build: build.unwrap_or(Target::default().build), dialect: self.dialect }
     }
 
     /// What is asked of the planner beside `settings`, llama.cpp's own flags, of which the last wins.
     pub fn request(&self, model: &Model, machine: &Machine, settings: &[Setting]) -> Result<Request, Error> {
         let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
         let target = self.target();
-        if let Some((flag, _)) =
-            settings.iter().find(|(flag, words)| !target.has(flag) && words.get(1).is_none_or(|n| n != "0"))
-        {
-            let since = flag.since;
-            let message =
-                format!("{} has no {}; plans can use it with --build {since} or newer", target.name(), flag.name());
-            return Err(Refusal::new(message, "").into());
-        }
         let mut line = vec!["llama-server".to_string()];
-        line.extend(settings.iter().filter(|setting| !is_auto(setting)).flat_map(|(_, words)| words.clone()));
+        for setting in settings.iter().filter(|setting| !is_auto(setting)) {
+            line.extend(words_of(setting, target)?);
+        }
         let parsed = parse::command_for(&line, &BTreeMap::new(), target)?;
         // What a command line of a person's is only told of, a plan must not contain.
         if let Some(note) = parsed.notes.first() {
@@ -147,8 +148,13 @@ impl Planning {
         }
         let mut run = parsed.run;
         let is_free = |name: &str| said(name).is_none_or(is_auto);
+        let may_say = |name: &str| is_free(name) && spelling(name).is_some_and(|(flag, _)| target.has(flag));
         if is_free("--batch-size") {
             run.n_batch = run.n_batch.max(run.n_ubatch);
+        }
+        // Old builds and ik_llama.cpp keep every layer on the host where nothing is said.
+        if is_free("--gpu-layers") {
+            run.n_gpu_layers = -1;
         }
         // A longest context is what that objective asks for.
         let longest = if self.objective == Objective::Context { ContextChoice::Max } else { ContextChoice::Auto };
@@ -167,8 +173,8 @@ impl Planning {
             load_mode: is_free("--load-mode"),
             cache_types: asks_for_types && types.iter().all(|name| is_free(name)),
             threads: is_free("--threads"),
-            op_offload: run.op_offload && is_free("--op-offload"),
-            cache_ram: is_free("--cache-ram"),
+            op_offload: run.op_offload && may_say("--op-offload"),
+            cache_ram: is_free("--cache-ram") && target.rules().prompt_cache,
             expert_cache: said("--moe-cache-mib").is_some_and(is_auto),
         };
         Ok(Request {
@@ -188,6 +194,42 @@ impl Planning {
     pub fn turn(&self) -> Turn {
         Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
     }
+}
+
+/// A setting as the program of the plan takes it.
+fn words_of((flag, words): &Setting, target: Target) -> Result<Vec<String>, Refusal> {
+    let (name, value) = (flag.name(), words.get(1).map(String::as_str));
+    // How the file is read has other flags in old builds and in ik_llama.cpp.
+    if let ("--load-mode", Some(mode)) = (name, value.and_then(LoadMode::of_word))
+        && (target.dialect == Dialect::Ik || !target.has(flag))
+    {
+        if (mode, target.dialect) == (LoadMode::Mlock, Dialect::Ik) {
+            return Err(Refusal::new("ik_llama.cpp locks mapped files only", "-lm mmap+mlock maps and locks them"));
+        }
+        return Ok(old_load_mode(mode).iter().map(ToString::to_string).collect());
+    }
+    if target.dialect == Dialect::Ik {
+        let refuse = |lacks: &str, hint: &str| Err(Refusal::new(format!("ik_llama.cpp {lacks}"), hint));
+        return match name {
+            "--op-offload" => Ok(NO_OP_OFFLOAD.map(str::to_string).to_vec()),
+            "--n-cpu-moe" => refuse(
+                "takes the last blocks of each device for -ncmoe, and a plan has yet to choose the devices' blocks",
+                "name the blocks with -ot, or leave them to the plan",
+            ),
+            // It takes numbers alone.
+            "--gpu-layers" if value == Some("all") => Ok(vec!["-ngl".to_string(), "999".to_string()]),
+            "--load-mode" => Ok(words.clone()),
+            _ if !flag.in_ik || !target.has(flag) => {
+                refuse(&format!("is not known to have {name}"), "plan without it, or use --dialect llama.cpp")
+            }
+            _ => Ok(words.clone()),
+        };
+    }
+    if target.has(flag) || value == Some("0") {
+        return Ok(words.clone());
+    }
+    let message = format!("{} has no {name}; plans can use it with --build {} or newer", target.name(), flag.since);
+    Err(Refusal::new(message, ""))
 }
 
 #[cfg(test)]

@@ -599,7 +599,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!("llama-server's default {slots} slots each keep windows and states: {now} instead of {alone}"),
-            "`-np 1` for one user",
+            "`-np 1` for one user; a plan for the command as it is keeps its slots",
         )
     }),
     // Slots that are not unified divide the context.

@@ -17,6 +17,7 @@ use crate::memory::{
 use crate::model::Model;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
+use crate::run::visible::Visible;
 use crate::run::{
     Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers, visible,
 };
@@ -33,6 +34,9 @@ pub struct Checkup {
     pub run: ResolvedRun,
     /// llama.cpp's no-allocation projection, by device, `Host` and buffer types listed apart.
     pub memory: BTreeMap<String, Row>,
+    /// The described card behind a device's name, where the command's environment selects or reorders cards.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cards: BTreeMap<String, String>,
     /// The same by what the launch loads, without overhead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartRow>,
@@ -54,8 +58,8 @@ pub struct Checkup {
     /// What the command comes to, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// Predicted for the turn that was asked about; `None` where the command does not run as it is written, and in plans, which say it
-    /// themselves.
+    /// Predicted for the turn that was asked about; `None` where the command does not run as it is written (flags of older builds are
+    /// read as they were meant), and in plans, which say it themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<Speed>,
     /// The terms that `memory` does not have, and why.
@@ -207,6 +211,11 @@ impl PartRow {
 }
 
 impl Checkup {
+    /// The machine's name of a device that the command calls `name`.
+    pub fn card<'a>(&'a self, name: &'a str) -> &'a str {
+        self.cards.get(name).map_or(name, String::as_str)
+    }
+
     /// Whether it is known to stay within every budget.
     pub fn fits(&self) -> bool {
         self.fits == Some(true)
@@ -281,7 +290,7 @@ pub fn check(
     command: &ParsedCommand,
     options: Options<'_>,
 ) -> Result<Checkup, memory::Error> {
-    let (machine, selected) = visible::visible(machine, &command.environment);
+    let Visible { machine, notes: selected, cards } = visible::visible(machine, &command.environment);
     let machine = &machine;
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.
@@ -330,8 +339,10 @@ pub fn check(
     let has_room = forecast.devices_short(machine, MARGIN_UNCALIBRATED).is_empty();
     let is_counted = forecast.uncounted.iter().all(|term| options.ignored.iter().any(|part| *part == term.what));
     let parts = PartRow::table(&forecast, run);
-    // Neither what is refused nor what does not fit has a speed; what is paged has that of the disk.
-    let runs = !is_refused && (!is_short || is_paged) && is_whole;
+    // Neither what is refused nor what does not fit has a speed; what is paged has that of the disk. A flag of an older build is
+    // carried out as it was meant.
+    let means_something = lints.iter().all(|lint| lint.severity != Severity::Error || lint.code == "removed-flag");
+    let runs = means_something && (!is_short || is_paged) && is_whole;
     let case = Case { model, machine, run: &launched, placement: &forecast.placement, forecast: &forecast };
     let speed = options.turn.filter(|_| runs).map(|turn| speed::predict(&case, turn).speed);
     let mut basis = forecast.basis;
@@ -367,6 +378,7 @@ pub fn check(
         overrides,
         override_groups,
         memory,
+        cards,
         basis,
         tensors: options.tensors.then(|| tensor_rows(model, machine, &forecast.placement)),
     })

@@ -23,7 +23,7 @@ use crate::run::build::REFERENCE;
 use crate::run::command::server_command;
 use crate::run::held::{self, Held};
 use crate::run::numbers::padded;
-use crate::run::{ModelSource, Note, ParsedCommand, RunConfig, Target, args, is_speculation, parse, spelling};
+use crate::run::{Dialect, ModelSource, Note, ParsedCommand, RunConfig, Target, args, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Server, Step, measurable};
 use crate::runtime::{
@@ -208,6 +208,10 @@ impl Proposal {
         engine: &Engine,
         fetch: Option<Fetch<'_>>,
     ) -> anyhow::Result<Self> {
+        if plan.check.run.target.dialect == Dialect::Ik {
+            let hint = "`moeplan plan --dialect ik --emit shell` writes a script that starts its llama-server";
+            return Err(Refusal::new("the plan is for ik_llama.cpp, which moeplan does not launch", hint).into());
+        }
         let mut run = as_written(&plan.args)?;
         run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
@@ -291,7 +295,8 @@ pub fn as_written(args: &[String]) -> anyhow::Result<RunConfig> {
     parsed.run.target = Target::default();
     let error =
         |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);
-    if let Some(note) = parsed.notes.iter().find(error) {
+    // A flag of an older build is carried out as it was meant.
+    if let Some(note) = parsed.notes.iter().filter(|note| note.code != "removed-flag").find(error) {
         let hint = note.hint.clone().unwrap_or_else(|| "write the plan with `moeplan plan --json`".to_string());
         return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
     }
@@ -347,7 +352,7 @@ pub struct EngineArgs {
     pub stall: u64,
     /// Launch nothing: check the commands that would be launched.
     ///
-    /// The answer is that of `moeplan check`. Software devices are started for it, and stopped.
+    /// The answer is that of `moeplan check`; with -v it has the commands of several. Software devices are started for it, and stopped.
     #[arg(long)]
     pub dry_run: bool,
 }

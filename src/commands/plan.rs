@@ -71,7 +71,8 @@ pub struct PlanArgs {
     #[arg(long = "for", help_heading = "Answer", value_enum, value_name = "PROGRAM", requires = "emit")]
     #[arg(default_value = "llama-server")]
     pub runner: emit::Runner,
-    #[arg(long, help_heading = "Answer", value_enum, requires = "emit", default_value = "llama.cpp")]
+    /// Plan by the rules of ik_llama.cpp, the fork, and in its words.
+    #[arg(long, help_heading = "Answer", value_enum, default_value_t, hide_short_help = true)]
     pub dialect: Dialect,
     #[command(flatten)]
     pub what_if: WhatIfArgs,
@@ -108,6 +109,7 @@ impl Asked {
 
 /// The file as it is, or as each of the recipes would make it.
 pub fn asked(
+    dialect: Dialect,
     model: &Path,
     options: &PlanOptions,
     words: &[String],
@@ -120,7 +122,7 @@ pub fn asked(
     let model = Model::from_gguf(gguf)?;
     let machine = options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
-        let mut request = options.request(&model, &machine, words)?;
+        let mut request = options.request_of(dialect, &model, &machine, words)?;
         add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         add_projector_of_hub(source, &mut model, &mut request.run, output);
         request.tensors |= output.format() == Format::Html;
@@ -279,7 +281,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     output.build(args.options.planning.build);
     let mut all = Vec::new();
     for model in &args.models {
-        all.extend(asked(model, &args.options, &args.words, &args.what_if, output)?);
+        all.extend(asked(args.dialect, model, &args.options, &args.words, &args.what_if, output)?);
     }
     if args.together {
         return together(args, all, output);
@@ -307,14 +309,17 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     }
     match (args.emit, output.format()) {
         (Some(form), _) => {
-            let wish =
-                emit::Wish { form, runner: args.runner, dialect: args.dialect, turn: args.options.planning.turn() };
+            let wish = emit::Wish { form, runner: args.runner, turn: args.options.planning.turn() };
             let emitted = emit::render(&model, &plan, wish)?;
             output.answer(&emitted.text)?;
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
             if let Some(what_if) = &plan.model.what_if {
                 let path = &plan.model.path;
                 output.say(&format!("note: {path} does not exist yet; this makes it: {}", what_if.command));
+            }
+            let of_machine = ["device-not-used", "server-not-used"];
+            for warning in plan.warnings.iter().filter(|warning| of_machine.contains(&&*warning.code)) {
+                output.say(&format!("note: {}", warning.message));
             }
             for lint in plan.check.lints.iter().filter(|lint| lint.severity == Severity::Error) {
                 output.say(&format!("error: {}", lint.message));

@@ -67,6 +67,12 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     args.ask.apply(&mut suite);
     args.options.planning.ctx_size.get_or_insert(ContextChoice::Fixed(suite.context));
     let mut named = named(&args.model, &suite)?;
+    for other in named.iter().filter(|model| model.expected.is_none()) {
+        output.say(&format!(
+            "note: {} is not a model of the suite {}: it is run, and nothing is expected of its header",
+            other.name, suite.name
+        ));
+    }
     if args.engine.dry_run {
         return dry_run(&args, &suite, &named, output);
     }

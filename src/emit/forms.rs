@@ -11,7 +11,7 @@ use crate::bytes::{Bytes, MIB};
 use crate::run::command::quoted;
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind, START};
-use crate::run::{self, Dialect, ModelSource, ParsedCommand, Target, groups, spelling};
+use crate::run::{self, ModelSource, ParsedCommand, Target, groups, spelling};
 
 /// A name for the model in a configuration: its file's, or its repository's, in letters that every format takes.
 pub(super) fn name_of(source: &ModelSource) -> String {
@@ -94,6 +94,53 @@ pub(super) fn of_script(text: &str) -> Result<Held, String> {
     Ok(Held { words, ..Held::default() })
 }
 
+const CALL: &str = "& ";
+const REST_OF_POWERSHELL: &str = " @args\n";
+
+/// A script of PowerShell, which passes on what it is called with. In single quotes everything is as it is, and two of them are one
+/// (about_Quoting_Rules); a comma or a dot of a word without quotes may part it (about_Parsing).
+pub(super) fn powershell(words: &[String]) -> Result<String, Error> {
+    let quoted = words.iter().map(|word| {
+        if word.contains(['"', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}']) {
+            let problem = "holds a double quote or a curly one";
+            return refuse(word, problem, "a script of PowerShell", "rename the file");
+        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        let is_plain = !word.is_empty() && word.chars().all(is_plain);
+        Ok(if is_plain { word.clone() } else { format!("'{}'", word.replace('\'', "''")) })
+    });
+    let line = quoted.collect::<Result<Vec<_>, Error>>()?.join(" ");
+    Ok(format!("{CALL}{line}{REST_OF_POWERSHELL}"))
+}
+
+/// The words of [`powershell`], as PowerShell would make them.
+pub(super) fn of_powershell(text: &str) -> Result<Held, String> {
+    let line = text.strip_prefix(CALL).and_then(|text| text.strip_suffix(REST_OF_POWERSHELL));
+    let mut rest = line.ok_or("it does not call a program")?;
+    let mut words = Vec::new();
+    while !rest.is_empty() {
+        let mut word = String::new();
+        if let Some(mut inside) = rest.strip_prefix('\'') {
+            loop {
+                let (before, after) = inside.split_once('\'').ok_or("a quote is not closed")?;
+                word += before;
+                let Some(more) = after.strip_prefix('\'') else {
+                    rest = after;
+                    break;
+                };
+                word.push('\'');
+                inside = more;
+            }
+        } else {
+            let (plain, after) = rest.split_at_checked(rest.find(' ').unwrap_or(rest.len())).unwrap_or_default();
+            (word, rest) = (plain.to_string(), after);
+        }
+        words.push(word);
+        rest = rest.strip_prefix(' ').unwrap_or(rest);
+    }
+    Ok(Held { words, ..Held::default() })
+}
+
 /// The one command of a form, as the form's reader takes it out.
 pub(super) fn only(kind: Kind, text: &str) -> Result<Held, String> {
     let mut found = sources::of_text(kind, text, &|_| None).map_err(|error| error.to_string())?;
@@ -103,9 +150,8 @@ pub(super) fn only(kind: Kind, text: &str) -> Result<Held, String> {
     }
 }
 
-/// A command as its program would read it, in the newest build.
-pub(super) fn read(held: &Held, dialect: Dialect, form: &'static str) -> Result<ParsedCommand, Error> {
-    let target = Target { dialect, ..Target::newest() };
+/// A command as its program would read it.
+pub(super) fn read(held: &Held, target: Target, form: &'static str) -> Result<ParsedCommand, Error> {
     run::parse::launch(held, &BTreeMap::new(), target)
         .map_err(|error| Error::ReadBack { form, problem: error.to_string() })
 }
@@ -181,6 +227,19 @@ struct SwapConfig {
     models: BTreeMap<String, SwapEntry>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     groups: BTreeMap<String, SwapGroup>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hooks: Option<Hooks>,
+}
+
+/// What llama-swap does when it starts: it loads these models (its config.example.yaml, "hooks").
+#[derive(Debug, Serialize, Deserialize)]
+struct Hooks {
+    on_startup: OnStartup,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OnStartup {
+    preload: Vec<String>,
 }
 
 /// Models that stay loaded side by side (`swap`); before they are, those of other groups are unloaded (`exclusive`).
@@ -197,7 +256,7 @@ struct SwapEntry {
 }
 
 /// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which takes a command apart as a POSIX
-/// shell does, after putting macros (`${…}`) in; lines are joined. Several are a group that stays loaded.
+/// shell does, after putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
 pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Error> {
     let mut models = BTreeMap::new();
     for (name, command) in named {
@@ -210,9 +269,11 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
         models.insert(name.clone(), SwapEntry { cmd: lines.join("\n") + "\n" });
     }
     let members: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
-    let group = (members.len() > 1).then_some(SwapGroup { swap: false, exclusive: true, members });
+    let is_group = members.len() > 1;
+    let hooks = is_group.then(|| Hooks { on_startup: OnStartup { preload: members.clone() } });
+    let group = is_group.then_some(SwapGroup { swap: false, exclusive: true, members });
     let groups = group.into_iter().map(|group| ("together".to_string(), group)).collect();
-    serde_yaml::to_string(&SwapConfig { models, groups })
+    serde_yaml::to_string(&SwapConfig { models, groups, hooks })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
 }
 
@@ -264,6 +325,13 @@ mod tests {
             // So does `moeplan check serve.sh`.
             assert_eq!(only(Kind::Shell, &script.replace(REST, "")).unwrap().words, command);
         }
+        let script = powershell(&command).unwrap();
+        assert!(script.starts_with("& llama-server -m '/m/it''s 1.gguf' -c 8192"), "{script}");
+        assert_eq!(of_powershell(&script).unwrap().words, command);
+        assert!(powershell(&["a\"b".to_string()]).is_err());
+        // `moeplan check serve.ps1`, where no quote is in it.
+        let plain = script.replace("it''s", "its");
+        assert_eq!(only(Kind::Shell, &plain).unwrap().words[3..], command[3..]);
         let (text, notes) = env_file(&command).unwrap();
         let Held { environment, words, .. } = only(Kind::Env, &text).unwrap();
         assert_eq!(environment.get("LLAMA_ARG_MODEL").map(String::as_str), Some("/m/it's 1.gguf"));

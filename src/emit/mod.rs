@@ -17,15 +17,11 @@ use crate::model::Model;
 use crate::placement;
 use crate::plan::Plan;
 use crate::run::args::settings;
-use crate::run::build::REFERENCE;
 use crate::run::command::server_command;
-use crate::run::dialect::{self, ik_args};
 use crate::run::flags::{self, Flag};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
-use crate::run::{
-    Dialect, FlashAttn, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args,
-};
+use crate::run::{Dialect, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args, spelling};
 use crate::speed::Turn;
 
 /// The form to write a plan in.
@@ -37,6 +33,9 @@ pub enum Form {
     Args,
     /// A shell script.
     Shell,
+    /// A script of PowerShell.
+    #[cfg_attr(feature = "cli", value(name = "powershell"))]
+    PowerShell,
     /// LLAMA_ARG_* variables, for a shell, systemd or Compose.
     Env,
     /// A section of llama.cpp's models.ini (`llama-server --models-preset FILE`).
@@ -63,7 +62,6 @@ pub enum Runner {
 pub struct Wish {
     pub form: Form,
     pub runner: Runner,
-    pub dialect: Dialect,
     pub turn: Turn,
 }
 
@@ -96,6 +94,7 @@ impl Form {
         match self {
             Self::Args => "args",
             Self::Shell => "shell",
+            Self::PowerShell => "powershell",
             Self::Env => "env",
             Self::Ini => "ini",
             Self::LlamaSwap => "llama-swap",
@@ -108,7 +107,6 @@ struct Launch {
     head: Vec<String>,
     args: Vec<String>,
     expected: RunConfig,
-    dialect: Dialect,
     notes: Vec<String>,
 }
 
@@ -123,11 +121,11 @@ pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> 
     emit(model, &plan.machine, &command_of(plan)?, wish)
 }
 
-/// What llama-server makes of a plan's command.
+/// What the llama-server that a plan is for makes of its command.
 fn command_of(plan: &Plan) -> Result<ParsedCommand, Error> {
     let words = shlex::split(&plan.command)
         .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    forms::read(&Held { words, ..Held::default() }, Dialect::LlamaCpp, "command")
+    forms::read(&Held { words, ..Held::default() }, plan.check.run.target, "command")
 }
 
 /// Plans that stay loaded together, in one file for llama-swap or for llama-server's router, with the name of each in it.
@@ -140,6 +138,7 @@ pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<St
     let mut named: Vec<(String, Vec<String>)> = Vec::new();
     for (_, plan) in plans {
         let command = command_of(plan)?;
+        reads(form, Runner::LlamaServer, command.run.target.dialect)?;
         let (source, words) = (command.model.as_ref(), shlex::split(&plan.command).unwrap_or_default());
         let name = source.map(forms::name_of).unwrap_or_default();
         forms::printable(&words)?;
@@ -165,7 +164,8 @@ pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<St
     for ((model, plan), (name, _)) in plans.iter().zip(&named) {
         let held = read.iter().find(|held| held.name.as_ref() == Some(name));
         let held = held.ok_or_else(|| problem(format!("no model {name}")))?;
-        let (expected, found) = (command_of(plan)?, forms::read(held, Dialect::LlamaCpp, form.name())?);
+        let expected = command_of(plan)?;
+        let found = forms::read(held, expected.run.target, form.name())?;
         if found.model != expected.model {
             return Err(Error::Replay { form: form.name(), what: "its model".to_string() });
         }
@@ -212,9 +212,9 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
 /// The parameters of a launch for a program that links llama.cpp.
 fn embed(model: &Model, machine: &Machine, run: &RunConfig, wish: Wish) -> Result<Emitted, Error> {
     let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
-    match (wish.form, wish.dialect) {
+    match (wish.form, run.target.dialect) {
         (Form::Args, Dialect::LlamaCpp) => {}
-        (Form::Args, Dialect::Ik) => return refuse("an embedded ik_llama.cpp", "use --dialect llama.cpp"),
+        (Form::Args, Dialect::Ik) => return refuse("an embedded ik_llama.cpp", "plan for llama.cpp"),
         _ => {
             return refuse("an embedded llama.cpp", "it has no command line: --emit args gives its parameters as JSON");
         }
@@ -226,26 +226,43 @@ fn embed(model: &Model, machine: &Machine, run: &RunConfig, wish: Wish) -> Resul
     Ok(Emitted { text, notes: Vec::new() })
 }
 
-/// The launch in the words of the program and dialect.
-fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<Launch, Error> {
-    let refuse = |whom, instead| Err(Error::NoSuchForm { form: wish.form.name(), whom, instead });
-    let (is_bench, is_ik) = (wish.runner == Runner::LlamaBench, wish.dialect == Dialect::Ik);
-    match (is_bench, is_ik, wish.form) {
-        (true, true, _) => refuse("ik_llama.cpp's llama-bench", "moeplan does not know its syntax"),
-        (true, false, Form::Args | Form::Shell) => bench_launch(&command.run, source, wish.turn),
-        (true, false, _) => refuse("llama-bench", "it reads arguments only: use --emit args or --emit shell"),
-        (false, true, Form::Env | Form::Ini) => {
-            refuse("ik_llama.cpp", "it is not known to read it: use args, shell or llama-swap")
+/// Refuses the forms that a program is not known to read.
+fn reads(form: Form, runner: Runner, dialect: Dialect) -> Result<(), Error> {
+    let refuse = |whom, instead| Err(Error::NoSuchForm { form: form.name(), whom, instead });
+    match (runner, dialect, form) {
+        (Runner::LlamaBench, Dialect::Ik, _) => {
+            refuse("ik_llama.cpp's llama-bench", "moeplan does not know its syntax")
         }
-        (false, true, _) => ik_launch(&command.run, source),
-        (false, false, _) => Ok(Launch {
-            head: server_command(source, &[]),
-            args: args::args_beside(&command.run, &command.beside),
-            expected: command.run.clone(),
-            dialect: Dialect::LlamaCpp,
-            notes: Vec::new(),
-        }),
+        (Runner::LlamaBench, _, Form::Env | Form::Ini | Form::LlamaSwap) => {
+            refuse("llama-bench", "it reads arguments only: use --emit args, shell or powershell")
+        }
+        (_, Dialect::Ik, Form::Env | Form::Ini) => {
+            refuse("ik_llama.cpp", "it is not known to read it: use args, shell, powershell or llama-swap")
+        }
+        _ => Ok(()),
     }
+}
+
+/// The launch in the words of the program.
+fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<Launch, Error> {
+    let dialect = command.run.target.dialect;
+    reads(wish.form, wish.runner, dialect)?;
+    if wish.runner == Runner::LlamaBench {
+        return bench_launch(&command.run, source, wish.turn);
+    }
+    let notes = match dialect {
+        Dialect::LlamaCpp => Vec::new(),
+        Dialect::Ik => vec![
+            "ik_llama.cpp: its flags are taken from its documentation; compute is llama.cpp's figure, not the fork's"
+                .to_string(),
+        ],
+    };
+    Ok(Launch {
+        head: server_command(source, &[]),
+        args: args::args_beside(&command.run, &command.beside),
+        expected: command.run.clone(),
+        notes,
+    })
 }
 
 /// What a launch takes of the only card of a machine, where NVIDIA's driver can say what is free of it. Of several, the driver and
@@ -269,6 +286,7 @@ fn written(
     let text = match wish.form {
         Form::Args => forms::on_one_line(&launch.args)?,
         Form::Shell => forms::script(&args, needs),
+        Form::PowerShell => forms::powershell(&args)?,
         Form::Env => {
             let (text, left) = forms::env_file(&args)?;
             notes = left;
@@ -283,12 +301,13 @@ fn written(
             Ok(Held { words, ..Held::default() })
         }
         Form::Shell => forms::of_script(&text),
+        Form::PowerShell => forms::of_powershell(&text),
         Form::Env => forms::only(Kind::Env, &text),
         Form::Ini => forms::only(Kind::Preset, &text),
         Form::LlamaSwap => forms::only(Kind::LlamaSwap, &text),
     };
     let held = held.map_err(|problem| Error::ReadBack { form, problem })?;
-    Ok((text, notes, forms::read(&held, launch.dialect, form)?))
+    Ok((text, notes, forms::read(&held, launch.expected.target, form)?))
 }
 
 /// Demands what was expected; which flag an override came from does not count, nor which build it was read for.
@@ -318,11 +337,7 @@ fn same_run(wish: Wish, expected: &RunConfig, read: &RunConfig) -> Result<(), Er
 /// Demands that every copy of every tensor is in the same buffer, with the same bytes.
 fn same_placement(model: &Model, machine: &Machine, wish: Wish, runs: [&RunConfig; 2]) -> Result<(), Error> {
     let replay = |what| Error::Replay { form: wish.form.name(), what };
-    let target = runs[0].target;
-    let [planned, read] = runs.map(|run| {
-        let run = RunConfig { target, ..run.clone() };
-        placement::place(model, machine, &run).map_err(|e| replay(e.to_string()))
-    });
+    let [planned, read] = runs.map(|run| placement::place(model, machine, run).map_err(|e| replay(e.to_string())));
     let (planned, read) = (planned?, read?);
     let moved = planned.first_moved(&read, model);
     moved.map_or(Ok(()), |tensor| Err(replay(format!("{} is placed elsewhere", tensor.name))))
@@ -337,6 +352,10 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
     }
     if run.mtp {
         return lacks("loads no NextN blocks", "measure this plan with llama-server");
+    }
+    let is_locked = matches!(run.load_mode, LoadMode::Mlock | LoadMode::MmapMlock);
+    if is_locked && spelling("--load-mode").is_some_and(|(flag, _)| !run.target.has(flag)) {
+        return lacks("locks no memory in this build", "leave -lm to the plan");
     }
     let broken = |text: &str| text.contains([';', ',']);
     if run.overrides.iter().any(|entry| broken(&entry.pattern) || broken(&entry.buffer)) {
@@ -371,45 +390,5 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
     ];
     let lost = lost.into_iter().filter(|(applies, _)| *applies);
     let notes = lost.map(|(_, what)| format!("llama-bench measures {what}")).collect();
-    Ok(Launch { head, args, expected, dialect: Dialect::LlamaCpp, notes })
-}
-
-/// The launch as ik_llama.cpp takes it.
-fn ik_launch(run: &RunConfig, source: &ModelSource) -> Result<Launch, Error> {
-    let lacks = |lacks: String| {
-        Err(Error::Lacks { program: "ik_llama.cpp", lacks, instead: "plan without it, or use --dialect llama.cpp" })
-    };
-    if run.no_host {
-        return lacks("is not known to have --no-host".to_string());
-    }
-    if let Some(flag) = flags::newer_than(run, REFERENCE) {
-        return lacks(format!("is not known to have {}", flag.name()));
-    }
-    if run.load_mode == LoadMode::Mlock {
-        return lacks("locks mapped files only".to_string());
-    }
-    let expected = RunConfig {
-        flash_attn: if run.flash_attn == FlashAttn::Auto { FlashAttn::On } else { run.flash_attn },
-        n_parallel: Some(run.n_parallel.unwrap_or(1)),
-        n_gpu_layers: dialect::layers_of_ik(run),
-        load_mode: match run.load_mode {
-            LoadMode::Dio => LoadMode::None,
-            LoadMode::Mmap => LoadMode::Auto,
-            mode => mode,
-        },
-        fit: false,
-        ..flags::without_others(run, |flag| flag.in_ik)
-    };
-    let head = server_command(source, &[]);
-    let mut notes = vec![
-        "ik_llama.cpp: its flags are taken from its documentation; the memory figures are llama.cpp's own, not the fork's"
-            .to_string(),
-    ];
-    if run.kv_unified.is_some() {
-        notes.push("ik_llama.cpp is not known to have --kv-unified: it is left out".to_string());
-    }
-    if run.flash_attn == FlashAttn::Auto {
-        notes.push("ik_llama.cpp has no `-fa auto`: flash attention is on".to_string());
-    }
-    Ok(Launch { head, args: ik_args(run), expected, dialect: Dialect::Ik, notes })
+    Ok(Launch { head, args, expected, notes })
 }

@@ -60,7 +60,8 @@ impl HostNeeds {
             let each = checkpoint(forecast);
             let count = u64::try_from(run.ctx_checkpoints.unwrap_or(CHECKPOINTS)).unwrap_or(0); // Less than none is none.
             needs.checkpoints = Bytes(each.saturating_mul(count));
-            needs.prompt_cache = match u64::try_from(run.cache_ram.unwrap_or(CACHE_RAM)) {
+            let usual = if run.rules().prompt_cache { CACHE_RAM } else { 0 };
+            needs.prompt_cache = match u64::try_from(run.cache_ram.unwrap_or(usual)) {
                 Ok(mib) => Some(Bytes::mib(mib)),
                 // Without a limit of bytes it is one of tokens: those of the context. Every prompt has windows and states of its own.
                 Err(_) => (each == 0).then(|| {

@@ -109,7 +109,11 @@ impl Problem<'_> {
             // Devices without a share of the layers are left out.
             let names = run.devices.unwrap_or_else(|| self.machine.devices.iter().map(|d| d.name.clone()).collect());
             let shared = names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0);
-            let (devices, tensor_split) = shared.unzip();
+            let (devices, mut tensor_split): (Vec<_>, Vec<_>) = shared.unzip();
+            if devices.len() == 1 {
+                // It gets everything anyhow.
+                tensor_split.clear();
+            }
             run = RunConfig { devices: Some(devices), tensor_split, ..run };
         }
         let best = self.solve_load_mode(&run)?;
@@ -384,7 +388,8 @@ impl Problem<'_> {
         let request = Request { strategy, levers: Levers::default(), ..self.request.clone() };
         let lean = Problem { request: &request, ..self.clone() };
         let spare = |steps: u32| -> Result<i128, Error> { Ok(lean.spare(&lean.solve_at(run, steps * 256)?)) };
-        Ok(furthest(1, self.model.hparams.context_length.div_ceil(256).max(1), spare)? * 256)
+        let most = self.model.hparams.context_length.saturating_mul(self.request.slots());
+        Ok(furthest(1, most.div_ceil(256).max(1), spare)? * 256)
     }
 
     /// Bytes left where least are; negative where they are missing.
@@ -447,7 +452,7 @@ pub enum ContextChoice {
     Auto,
     /// Room for the turn and no more, at most the model's own length.
     Turn,
-    /// The largest that fits with every movable expert on the host.
+    /// The largest that fits with every movable expert on the host, at most the model's own length for each slot.
     Max,
     Fixed(u32),
 }

@@ -116,7 +116,7 @@ impl Subject<'_> {
     /// What llama.cpp would choose on the same machine for the same context, slots and cache.
     pub(super) fn fit_choice(&self) -> Result<Option<FitChoice>, Error> {
         let Problem { model, machine, request, .. } = self.problem;
-        if machine.devices.is_empty() || request.run.target.dialect == Dialect::Ik {
+        if machine.devices.is_empty() || !request.run.rules().fits {
             return Ok(None);
         }
         let asked = request.left_to_fitting(&self.candidate.run, machine);

@@ -1,6 +1,7 @@
-//! A launch printed back as arguments: what differs from the program's defaults, in the order of the rows of [`flags`].
+//! A launch printed back as arguments of its build, or of ik_llama.cpp: what differs from the defaults there, in the order of
+//! the rows of [`flags`].
 
-use super::config::{Program, RunConfig};
+use super::config::{Dialect, Program, RunConfig};
 use super::flags::{self, Effect, Flag};
 use super::{groups, speculation};
 
@@ -11,7 +12,13 @@ pub fn args(run: &RunConfig) -> Vec<String> {
         out.extend(["-p".to_string(), run.n_ctx.to_string(), "-n".to_string(), "0".to_string()]);
     }
     out.extend(settings(run).into_iter().flat_map(|(_, words)| words));
+    out.extend(mla(run));
     out
+}
+
+/// The one number of a launch that llama.cpp has no flag for.
+fn mla(run: &RunConfig) -> impl Iterator<Item = String> {
+    run.mla.into_iter().flat_map(|mla| ["-mla".to_string(), mla.to_string()])
 }
 
 /// The arguments of a launch of llama-server, whose words of speculation are among `words` if any are: [`RunConfig`] says only what
@@ -20,7 +27,7 @@ pub fn args_beside(run: &RunConfig, words: &[String]) -> Vec<String> {
     let said: Vec<&[String]> = groups(words).into_iter().filter(|group| speculates(group)).collect();
     let settings = settings(run).into_iter().map(|(_, words)| words);
     let own = settings.filter(|words| said.is_empty() || !speculates(words));
-    own.chain(said.iter().map(|group| group.to_vec())).flatten().collect()
+    own.chain(said.iter().map(|group| group.to_vec())).flatten().chain(mla(run)).collect()
 }
 
 fn speculates(group: &[String]) -> bool {
@@ -30,9 +37,18 @@ fn speculates(group: &[String]) -> bool {
 /// Every flag that `run` needs, with its words; of llama-bench those beside its tests.
 pub fn settings(run: &RunConfig) -> Vec<(&'static Flag, Vec<String>)> {
     let bench = run.program == Program::Bench;
-    let has = |flag: &&Flag| !bench || flag.is_in_bench();
+    let is_ik = run.target.dialect == Dialect::Ik;
+    let has = |flag: &&Flag| (!bench || flag.is_in_bench()) && (!is_ik || flag.in_ik || said_in_ik(flag));
     let all = flags::ROWS.iter().filter(has).map(|flag| (flag, words(flag, run, bench)));
     all.filter(|(_, words)| !words.is_empty()).collect()
+}
+
+/// `--no-op-offload` of ik_llama.cpp: of all operations (-1) none is offloaded (its `docs/parameters.md`; PR 405).
+pub const NO_OP_OFFLOAD: [&str; 2] = ["-op", "-1,0"];
+
+/// What ik_llama.cpp says in words of its own.
+fn said_in_ik(flag: &Flag) -> bool {
+    ["--load-mode", "--op-offload"].contains(&flag.name())
 }
 
 /// The words of one flag; none where its default is meant.
@@ -43,6 +59,17 @@ fn words(flag: &Flag, run: &RunConfig, bench: bool) -> Vec<String> {
         _ => return Vec::new(),
     };
     let Some(value) = (field.print)(run, bench) else { return Vec::new() };
+    let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+    match (flag.name(), run.target.dialect) {
+        ("--load-mode", dialect) if dialect == Dialect::Ik || run.target.build < flag.since => {
+            let old = if bench { flags::old_load_mode_of_bench } else { flags::old_load_mode };
+            return owned(old(run.load_mode));
+        }
+        ("--op-offload", Dialect::Ik) => return owned(&NO_OP_OFFLOAD),
+        // There it stands alone and means on.
+        ("--fit", Dialect::Ik) => return owned(&["--fit"]),
+        _ => {}
+    }
     let name = flag.printed(bench, value == "on");
     match (flag.values, bench) {
         (0, false) => vec![name.to_string()],

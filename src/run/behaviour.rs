@@ -218,6 +218,9 @@ rules! {
     /// Launches are fitted where `-fit` is not given.
     fits: bool = false,
         [7342, 8133] true => "common/common.h (PR 16653)";
+    /// llama-server keeps prompts of other slots in main memory (`--cache-ram`).
+    prompt_cache: bool = false,
+        [6699, 7342] true => "tools/server/server.cpp (PR 16391)", ik true;
     mapped: Mapped = Mapped::Span,
         [11549, 11739] Mapped::Ranges => "src/llama-model-loader.cpp get_mapping_ranges";
 }

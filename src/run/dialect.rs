@@ -6,7 +6,7 @@
 use super::behaviour::Rules;
 use super::config::{Dialect, FlashAttn, LoadMode, Override, RunConfig, Target};
 use super::values::{Given, on_host, value_of};
-use super::{Error, args, flags};
+use super::{Error, args};
 
 /// `-ncmoe N` of ik_llama.cpp: which blocks it means depends on the model and on the devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,11 @@ pub(super) fn read(
         }
         "-mtp" | "--multi-token-prediction" => run.mtp = true,
         "--fit" | "-fit" => run.fit = true,
+        "-op" | "--offload-policy" => {
+            // Of single operations nothing is known here.
+            run.op_offload &= value()? != args::NO_OP_OFFLOAD[1];
+            return Ok(Some(1));
+        }
         "-no-fa" | "--no-fa" | "--no-flash-attn" => run.flash_attn = FlashAttn::Off,
         "-fa" | "--flash-attn" if next.is_none_or(|word| word.starts_with('-') && word != "-1") => {
             run.flash_attn = FlashAttn::On;
@@ -145,36 +150,6 @@ pub fn last_blocks(wanted: &LastBlocks, blocks: &[(u32, Option<u16>)]) -> Vec<Ov
     }
     let experts = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() }).experts;
     chosen.into_iter().map(|block| on_host(format!("blk\\.{block}{experts}"), &wanted.origin)).collect()
-}
-
-/// `-ngl` as ik_llama.cpp takes it: a number, where llama.cpp's default is all.
-pub fn layers_of_ik(run: &RunConfig) -> i32 {
-    if run.n_gpu_layers < 0 { 999 } else { run.n_gpu_layers }
-}
-
-/// The arguments of a launch in ik_llama.cpp's words: what it lacks is left out or said its way. Overrides are written out, so
-/// the meaning of `-ncmoe` does not matter.
-pub fn ik_args(run: &RunConfig) -> Vec<String> {
-    let mut run = RunConfig { n_gpu_layers: layers_of_ik(run), ..run.clone() };
-    for rule in &mut run.overrides {
-        rule.origin = "-ot".to_string();
-    }
-    let mut out = Vec::new();
-    for (flag, words) in args::settings(&run) {
-        match flag.name() {
-            "--load-mode" => {
-                // It has no direct I/O: read, not mapped, comes nearest.
-                let mode = if run.load_mode == LoadMode::Dio { LoadMode::None } else { run.load_mode };
-                out.extend(flags::old_load_mode(mode).iter().map(ToString::to_string));
-            }
-            // There it stands alone and means on.
-            "--fit" => {}
-            _ if !flag.in_ik => {}
-            _ => out.extend(words),
-        }
-    }
-    out.extend(run.mla.iter().flat_map(|mla| ["-mla".to_string(), mla.to_string()]));
-    out
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::config::{Choice, LoadMode, Program, RunConfig};
+use super::config::{Choice, Dialect, LoadMode, Program, RunConfig};
 use super::values::{self, DENSE, Given, on_host};
 use super::{Error, Note};
 use crate::gguf::GgmlType;
@@ -276,12 +276,12 @@ pub static ROWS: &[Flag] = &[
         .option("N|auto", "Threads that decode on the host (llama.cpp: -t)"),
     Flag::new("-tb --threads-batch", optional!(n_threads_batch, Given::count))
         .option("N", "Threads that process prompts on the host (llama.cpp: -tb)"),
-    Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik()
+    Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik().since(LOAD_MODE.0)
         .option("MODE|auto", "How the file is read (llama.cpp: -lm)"),
-    Flag::new("-lzm --lazy-mode", field!(lazy_mode, Given::choice, word)).env("LLAMA_ARG_LAZY_MODE").bench("-lzm --lazy-mode").not_in_ik(),
+    Flag::new("-lzm --lazy-mode", field!(lazy_mode, Given::choice, word)).env("LLAMA_ARG_LAZY_MODE").bench("-lzm --lazy-mode").not_in_ik().since(10680),
     Flag::new("-kvo --kv-offload", switch!(offload_kqv)).env("LLAMA_ARG_KV_OFFLOAD").alone("-nkvo --no-kv-offload").bench("-nkvo --no-kv-offload")
         .option("", "The context on the host (llama.cpp: -nkvo)"),
-    Flag::new("--op-offload", switch!(op_offload)).alone("--no-op-offload").bench("-nopo --no-op-offload")
+    Flag::new("--op-offload", switch!(op_offload)).alone("--no-op-offload").bench("-nopo --no-op-offload").not_in_ik().since(5622)
         .option("", "Compute on the host whatever is stored there, even for prompts (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
@@ -470,7 +470,9 @@ const N_CPU_FFN: Effect = custom!(
 fn counted(run: &RunConfig, bench: bool, name: &str, pattern: &str) -> Option<usize> {
     let origin = run.overrides.first()?.origin.as_str();
     let (flag, _) = spelling(origin)?;
-    if flag.name() != name || (bench && !flag.is_in_bench()) {
+    // ik_llama.cpp takes the last blocks, not the first.
+    let means_others = run.target.dialect == Dialect::Ik && flag.values > 0;
+    if flag.name() != name || (bench && !flag.is_in_bench()) || means_others {
         return None;
     }
     let count = run.overrides.len().to_string();
@@ -622,22 +624,23 @@ impl Removed {
     }
 
     const fn of_bench(names: &'static str, instead: &'static str, when_off: &'static str) -> Self {
-        Self { when_off, bench: true, ..Self::new(names, 1, LOAD_MODE, instead) }
+        Self { when_off, bench: true, ..Self::new(names, 1, LOAD_MODE.1, instead) }
     }
 }
 
-/// `--load-mode` alone (`common/arg.cpp`, b10705 and b11181).
-const LOAD_MODE: (u32, u32) = (10705, 11181);
+/// The first build seen with `--load-mode`; of the flags before it the last build seen with them, and the first without
+/// (`common/arg.cpp`, b10103 and b10108; b10705 and b11181).
+const LOAD_MODE: (u32, (u32, u32)) = (10108, (10705, 11181));
 /// Drafting's flags have names of their own (PR 22397; `common/arg.cpp`, b9093).
 const DRAFTING: (u32, u32) = (8284, 9093);
 
 /// Flags of older builds, and what took their place.
 const REMOVED: &[Removed] = &[
-    Removed::new("--no-mmap", 0, LOAD_MODE, "--load-mode none"),
-    Removed::new("--mmap", 0, LOAD_MODE, "--load-mode mmap"),
-    Removed::new("--mlock", 0, LOAD_MODE, "--load-mode mmap+mlock"),
-    Removed::new("--direct-io -dio", 0, LOAD_MODE, "--load-mode dio"),
-    Removed::new("--no-direct-io -ndio", 0, LOAD_MODE, "--load-mode auto"),
+    Removed::new("--no-mmap", 0, LOAD_MODE.1, "--load-mode none"),
+    Removed::new("--mmap", 0, LOAD_MODE.1, "--load-mode mmap"),
+    Removed::new("--mlock", 0, LOAD_MODE.1, "--load-mode mmap+mlock"),
+    Removed::new("--direct-io -dio", 0, LOAD_MODE.1, "--load-mode dio"),
+    Removed::new("--no-direct-io -ndio", 0, LOAD_MODE.1, "--load-mode auto"),
     Removed::new("--draft --draft-n --draft-max", 1, DRAFTING, "--spec-draft-n-max"),
     Removed::new("--draft-min --draft-n-min", 1, DRAFTING, "--spec-draft-n-min"),
     Removed::new("--ctx-size-draft -cd", 1, DRAFTING, "-c"),
@@ -648,7 +651,7 @@ const REMOVED: &[Removed] = &[
     Removed::of_bench("-dio --direct-io", "--load-mode dio", "--load-mode auto"),
 ];
 
-/// How builds before `--load-mode` say how the file is read (`common/arg.cpp`, b10434).
+/// How builds before `--load-mode`, and ik_llama.cpp, say how the file is read (`common/arg.cpp`, b10434).
 pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
     match mode {
         LoadMode::Auto | LoadMode::Mmap => &[],
@@ -656,6 +659,15 @@ pub fn old_load_mode(mode: LoadMode) -> &'static [&'static str] {
         LoadMode::Mlock => &["--no-mmap", "--mlock"],
         LoadMode::MmapMlock => &["--mlock"],
         LoadMode::Dio => &["--direct-io"],
+    }
+}
+
+/// The same of llama-bench, which locks nothing (`tools/llama-bench/llama-bench.cpp`, b9464).
+pub fn old_load_mode_of_bench(mode: LoadMode) -> &'static [&'static str] {
+    match mode {
+        LoadMode::Auto | LoadMode::Mmap | LoadMode::MmapMlock => &[],
+        LoadMode::None | LoadMode::Mlock => &["-mmp", "0"],
+        LoadMode::Dio => &["-dio", "1"],
     }
 }
 

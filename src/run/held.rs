@@ -21,6 +21,8 @@ pub struct Held {
     /// Which of several it is: the name of a section, a model or a service.
     pub name: Option<String>,
     pub notes: Vec<Note>,
+    /// Whether it runs at once with the others of its file: the services of a Compose file do.
+    pub is_at_once: bool,
 }
 
 /// Reads a file that a command names (`--env-file`).
@@ -179,7 +181,12 @@ fn without_prompt(words: &[String]) -> Vec<String> {
         let before = left;
         left = left.saturating_sub(word.len().saturating_add(1));
         let word = word.get(before..).unwrap_or_default();
-        if (before > 0 && word.is_empty()) || matches!(word.trim(), "\\" | "`" | "^") || word == "\n" || word == "$@" {
+        if (before > 0 && word.is_empty())
+            || matches!(word.trim(), "\\" | "`" | "^")
+            || word == "\n"
+            || word == "$@"
+            || word == "@args"
+        {
             continue;
         }
         if std::mem::take(&mut is_target) {

@@ -64,7 +64,7 @@ pub fn of_text(kind: Kind, text: &str, files: Files<'_>) -> Result<Vec<Held>, Er
         Kind::Shell => shell(text, files)?,
         Kind::Preset => preset(text, &[])?,
         Kind::LlamaSwap => llama_swap(&yaml(text)?, files)?,
-        Kind::Compose => compose(&yaml(text)?, files)?,
+        Kind::Compose => compose(&yaml(text)?, files, &Project::default())?,
         Kind::Env => vec![env(text)?],
         Kind::Unit => vec![unit(text, files)?],
         Kind::Kobold => vec![kobold(text, files)?],
@@ -92,8 +92,17 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
             && pair.last().is_some_and(|word| word == "compose")
     });
     if is_compose || is("docker-compose") || is("podman-compose") {
-        let name = after(&["-f", "--file"]).unwrap_or_else(|| "compose.yaml".to_string());
-        return of_text(Kind::Compose, &read(&name)?, files);
+        let name = after(&["-f", "--file"])
+            .or_else(|| COMPOSE.iter().find(|name| files(name).is_some()).map(ToString::to_string));
+        let name = name.unwrap_or_else(|| COMPOSE[0].to_string());
+        let folder = after(&["--project-directory"]).or_else(|| Some(name.rsplit_once('/')?.0.to_string()));
+        let started = words.iter().skip_while(|word| !STARTING.contains(&word.as_str())).skip(1);
+        let project = Project {
+            folder: folder.unwrap_or_default(),
+            started: started.filter(|word| !word.starts_with('-')).cloned().collect(),
+        };
+        let found = compose(&yaml(&read(&name)?)?, files, &project)?;
+        return if found.is_empty() { Err(Error::NoCommand) } else { Ok(found) };
     }
     let held = of_words(words, files)?;
     let Some(at) = held.words.iter().position(|word| word == "--models-preset") else { return Ok(vec![held]) };
@@ -307,34 +316,116 @@ fn llama_swap(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
     Ok(found)
 }
 
+/// The names that `docker compose` looks for, in its order, and its commands that start services.
+const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+const STARTING: [&str; 5] = ["up", "start", "restart", "create", "run"];
+
+/// How `docker compose` was called.
+#[derive(Debug, Default)]
+struct Project {
+    /// The project's folder, which relative paths of the file begin at; empty: that of the reader.
+    folder: String,
+    /// The words after its command, among them the services that are started; all are where none is named.
+    started: Vec<String>,
+}
+
+impl Project {
+    fn path(&self, path: &str) -> String {
+        let is_absolute = path.starts_with(['/', '~', '\\']) || path.get(1..2) == Some(":");
+        if is_absolute || self.folder.is_empty() { path.to_string() } else { format!("{}/{path}", self.folder) }
+    }
+
+    /// The services of a file that are started: those named and what they depend on, else all.
+    fn services<'a>(&self, config: &'a Value) -> Vec<(String, &'a Value)> {
+        let all: Vec<_> = entries(config.get("services")).collect();
+        let mut named: Vec<String> =
+            self.started.iter().filter(|word| all.iter().any(|(name, _)| name == *word)).cloned().collect();
+        if named.is_empty() {
+            return all;
+        }
+        let mut at = 0;
+        while let Some((_, service)) = named.get(at).and_then(|name| all.iter().find(|(known, _)| known == name)) {
+            let on = service.get("depends_on");
+            let listed = on.and_then(Value::as_sequence).into_iter().flatten().filter_map(text_of);
+            let needed: Vec<String> =
+                listed.chain(entries(on).map(|(name, _)| name)).filter(|name| !named.contains(name)).collect();
+            named.extend(needed);
+            at = at.saturating_add(1);
+        }
+        all.into_iter().filter(|(name, _)| named.contains(name)).collect()
+    }
+}
+
+/// The variables of an env file as Compose and systemd read it: quotes are taken off. Lines that set none are left out.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().map(|line| line.trim().trim_start_matches("export ")).filter_map(assignment);
+    lines.map(|(name, value)| (name.to_string(), unquoted(value))).collect()
+}
+
+/// Compose and systemd keep the spaces of a value that has no quotes.
+fn unquoted(value: &str) -> String {
+    match shlex::split(value).as_deref() {
+        Some([word]) => word.clone(),
+        _ => value.trim().to_string(),
+    }
+}
+
+/// The files of a service's `env_file`: a name, names, or mappings with `path`, `required` and `format`.
+fn env_files(service: &Value, files: Files<'_>, project: &Project) -> Result<Vec<(String, String)>, Error> {
+    let listed = match service.get("env_file") {
+        Some(Value::Sequence(list)) => list.iter().collect(),
+        Some(only) => vec![only],
+        None => Vec::new(),
+    };
+    let mut found = Vec::new();
+    for entry in listed {
+        let Some(name) = text_of(entry).or_else(|| entry.get("path").and_then(text_of)) else { continue };
+        let is_needed = entry.get("required").and_then(Value::as_bool) != Some(false);
+        let is_raw = entry.get("format").and_then(Value::as_str) == Some("raw");
+        let path = project.path(&name);
+        match files(&path) {
+            Some(text) if is_raw => {
+                let pairs = text.lines().filter_map(assignment);
+                found.extend(pairs.map(|(name, value)| (name.to_string(), value.to_string())));
+            }
+            Some(text) => found.extend(variables(&text)),
+            None if is_needed => return Err(Error::NoFile(path)),
+            None => {}
+        }
+    }
+    Ok(found)
+}
+
 /// The services of a Compose file that run llama.cpp, each as the `docker run` that does the same (compose-spec, 2025).
-fn compose(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
+fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<Held>, Error> {
     let (mut found, mut first_error) = (Vec::new(), None);
-    let variables: BTreeMap<String, String> = files(".env")
-        .iter()
-        .flat_map(|text| text.lines())
-        .filter_map(assignment)
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
+    let variables: BTreeMap<String, String> =
+        files(&project.path(".env")).iter().flat_map(|text| variables(text)).collect();
     let expand = |text: &str| expanded(text, &variables, true).replace("$$", "$");
-    for (name, service) in entries(config.get("services")) {
+    for (name, service) in project.services(config) {
+        let image = service.get("image").and_then(text_of);
         let mut words = vec!["docker".to_string(), "run".to_string()];
+        match env_files(service, files, project) {
+            Ok(pairs) => {
+                words.extend(pairs.into_iter().flat_map(|(name, value)| ["-e".to_string(), format!("{name}={value}")]));
+            }
+            Err(error) if image.as_ref().is_some_and(|image| image.contains("llama")) => return Err(error),
+            // Of a service that is none of llama.cpp's nothing is asked.
+            Err(_) => {}
+        }
         let mut option = |option: &str, value: &str| words.extend([option.to_string(), expand(value)]);
         let list = |key: &str| {
             let value = service.get(key);
             value.and_then(Value::as_sequence).map(|list| list.iter().filter_map(text_of).collect::<Vec<_>>())
         };
-        for file in
-            list("env_file").or_else(|| Some(vec![service.get("env_file").and_then(text_of)?])).unwrap_or_default()
-        {
-            option("--env-file", &file);
-        }
         for pair in pairs(service.get("environment")) {
             option("-e", &pair);
         }
         for volume in service.get("volumes").and_then(Value::as_sequence).into_iter().flatten() {
             let long = volume.get("source").and_then(text_of).zip(volume.get("target").and_then(text_of));
             if let Some(short) = text_of(volume).or(long.map(|(source, target)| format!("{source}:{target}"))) {
+                // Without a dot or a slash it is the name of a volume.
+                let short = if short.starts_with('.') { project.path(&short) } else { short };
                 option("-v", &short);
             }
         }
@@ -363,14 +454,14 @@ fn compose(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
         if let Some(program) = entrypoint.first() {
             option("--entrypoint", program);
         }
-        let Some(image) = service.get("image").and_then(text_of) else { continue };
+        let Some(image) = image else { continue };
         words.push(expand(&image));
         words.extend(entrypoint.iter().skip(1).chain(&all("command")).map(|word| expand(word)));
         let is_llama = image.contains("llama")
             || words.iter().any(|word| word.contains("llama") || word.starts_with("LLAMA_ARG_"));
         match of_words(&words, files) {
             _ if !is_llama => {}
-            Ok(held) => found.push(Held { name: Some(name), ..held }),
+            Ok(held) => found.push(Held { name: Some(name), is_at_once: true, ..held }),
             Err(error) => _ = first_error.get_or_insert(error),
         }
     }
@@ -389,10 +480,8 @@ fn env(text: &str) -> Result<Held, Error> {
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let unread = || Error::Line { line: line.to_string(), expected: "NAME=VALUE" };
         let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(unread)?;
-        // Compose and systemd keep spaces of a value that has no quotes.
-        let words = shlex::split(value).ok_or_else(unread)?;
-        let value = if let [word] = words.as_slice() { word.clone() } else { value.trim().to_string() };
-        if held.environment.insert(name.trim().to_string(), value).is_some() {
+        shlex::split(value).ok_or_else(unread)?;
+        if held.environment.insert(name.trim().to_string(), unquoted(value)).is_some() {
             return Err(Error::Line { line: line.to_string(), expected: "each name once" });
         }
     }
@@ -582,6 +671,45 @@ mod tests {
         }
         let words = shlex::split("llama-server --models-preset gone.ini").unwrap();
         assert_eq!(of_command(&words, &files), Err(Error::NoFile("gone.ini".into())));
+    }
+
+    /// What `plan --emit env` writes reads as the shell and Compose read it; paths begin at the project's folder; names pick services.
+    #[test]
+    fn a_compose_file_is_read_as_compose_reads_it() {
+        let compose = r#"services:
+  a:
+    image: llama:server
+    volumes: ["./models:/models", "cache:/root"]
+    env_file: [{path: a.env}, {path: gone.env, required: false}, {path: raw.env, format: raw}]
+    environment: {LLAMA_ARG_CTX_SIZE: 512}
+    command: -m /models/x.gguf
+    depends_on: {b: {condition: service_healthy}}
+  b: {image: "llama:server", command: "-m ${DIR}/y.gguf"}
+  c: {image: "llama:server", command: -m /z.gguf}
+"#;
+        let files = |name: &str| {
+            match name {
+            "at/compose.yaml" => Some(compose.to_string()),
+            "at/.env" => Some("DIR=\"/d\" # a comment\n".to_string()),
+            "at/a.env" => Some(
+                "# Start: llama-server -tb 8\nLLAMA_ARG_OVERRIDE_TENSOR='a\\.(b|c)$=CPU'\nexport LLAMA_ARG_CTX_SIZE=8\n"
+                    .to_string(),
+            ),
+            "at/raw.env" => Some("A=\"b\"\n".to_string()),
+            _ => None,
+        }
+        };
+        let a = r#"A='"b"' LLAMA_ARG_CTX_SIZE=512 LLAMA_ARG_OVERRIDE_TENSOR='a\.(b|c)$=CPU' llama-server -m at/./models/x.gguf"#;
+        let (b, c) = ("llama-server -m /d/y.gguf", "llama-server -m /z.gguf");
+        for (words, expected) in
+            [("up -d", vec![a, b, c]), ("up -d c", vec![c]), ("up a", vec![a, b]), ("config", vec![a, b, c])]
+        {
+            let line = format!("docker compose -f at/compose.yaml {words}");
+            let found = of_command(&shlex::split(&line).unwrap(), &files).unwrap();
+            let found: Vec<String> = found.iter().map(shown).collect();
+            assert_eq!(found, expected, "{words}");
+        }
+        assert_eq!(of_text(Kind::Compose, compose, &|_| None), Err(Error::NoFile("a.env".into())));
     }
 
     #[test]

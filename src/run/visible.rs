@@ -27,9 +27,19 @@ pub fn selects(variable: &str) -> bool {
     variable == UNIFIED_MEMORY || VARIABLES.iter().any(|(name, _)| *name == variable)
 }
 
+/// The machine as programs in an environment see it.
+#[derive(Debug)]
+pub struct Visible {
+    pub machine: Machine,
+    /// What was changed.
+    pub notes: Vec<Note>,
+    /// The described card behind each name, where it is another.
+    pub cards: BTreeMap<String, String>,
+}
+
 /// The machine as programs in this environment see it, and what was changed.
-pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Machine, Vec<Note>) {
-    let (mut machine, mut notes) = (machine.clone(), Vec::new());
+pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> Visible {
+    let (mut machine, mut notes, mut cards_behind) = (machine.clone(), Vec::new(), BTreeMap::new());
     for (variable, backend) in VARIABLES {
         let Some(list) = environment.get(variable).filter(|list| !matches!(list.as_str(), "all" | "void")) else {
             continue;
@@ -65,6 +75,13 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
             Some(card)
         });
         let seen: Vec<Device> = seen.collect();
+        let before = std::mem::take(&mut cards_behind);
+        for (card, at) in seen.iter().zip(&picked) {
+            let Some(name) = cards.get(*at).map(|card| &card.name) else { continue };
+            cards_behind.insert(card.name.clone(), before.get(name).unwrap_or(name).clone());
+        }
+        // Those of other backends stay.
+        cards_behind.extend(before.into_iter().filter(|(name, _)| !name.starts_with(names)));
         let first = machine.devices.iter().position(|device| device.backend == backend).unwrap_or(0);
         machine.devices.retain(|device| device.backend != backend);
         machine.devices.splice(first..first, seen);
@@ -89,7 +106,8 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> (Ma
             hint: Some("unset it, and keep experts on the host with `-ncmoe N`".into()),
         });
     }
-    (machine, notes)
+    cards_behind.retain(|name, card| name != card);
+    Visible { machine, notes, cards: cards_behind }
 }
 
 /// Which of `count` cards a list names, by number or by the beginning of a UUID, and the entry that it ends at: the first that is not
@@ -132,7 +150,14 @@ mod tests {
             let machine = Machine::new(devices, Host::default()).unwrap();
             let pairs = variables.split(' ').filter_map(|pair| pair.split_once('='));
             let environment = pairs.map(|(name, value)| (name.to_string(), value.to_string())).collect();
-            let seen = visible(&machine, &environment).0.devices;
+            let seen = visible(&machine, &environment);
+            for (name, card) in &seen.cards {
+                let total = |machine: &Machine, name: &str| {
+                    machine.devices.iter().find(|device| device.name == name).unwrap().total
+                };
+                assert_eq!(total(&seen.machine, name), total(&machine, card), "{variables}");
+            }
+            let seen = seen.machine.devices;
             let seen: Vec<String> = seen.iter().map(|card| format!("{}={}", card.name, card.total.0 >> 20)).collect();
             assert_eq!(seen.join(" "), expected, "{variables}");
         }

@@ -16,6 +16,7 @@ pub static BUILT_IN: &[(&str, &str)] = &[
     ("moe-16g", include_str!("../../rules/suites/moe-16g.yaml")),
     ("moe-24g", include_str!("../../rules/suites/moe-24g.yaml")),
     ("moe-2x24g", include_str!("../../rules/suites/moe-2x24g.yaml")),
+    ("moe-4x24g", include_str!("../../rules/suites/moe-4x24g.yaml")),
 ];
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

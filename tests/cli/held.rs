@@ -163,3 +163,78 @@ fn paths_that_nobody_expanded_are_explained() {
     let (code, _, said) = check(folder.path(), &["ollama", "run", "x"], "", &[]);
     assert!(code == 2 && said.contains("moeplan list"), "{said}");
 }
+
+/// What `plan --emit env` writes, read as Compose reads it, from another folder than the file's.
+#[test]
+fn a_compose_file_is_read_with_its_env_file_in_its_own_folder() {
+    let folder = folder();
+    let at = folder.path();
+    std::fs::create_dir(at.join("stack")).unwrap();
+    std::fs::rename(at.join("x.gguf"), at.join("stack/x.gguf")).unwrap();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(at).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let plan = "plan --vram 24576M --ram 64G -c 4096 -ot blk\\.(0|1)\\.ffn_(up|down)_exps\\.=CPU";
+    let written = moeplan(&format!("{plan} --emit env -o stack/x.env stack/x.gguf"));
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let env = std::fs::read_to_string(at.join("stack/x.env")).unwrap();
+    assert!(env.contains("LLAMA_ARG_OVERRIDE_TENSOR='blk"), "{env}");
+    let service = "image: 'llama.cpp:server', volumes: ['./:/app/stack'], env_file: [{path: x.env}]";
+    let text = format!("services:\n  a: {{{service}}}\n  b: {{image: 'llama.cpp:server', command: -m gone.gguf}}\n");
+    std::fs::write(at.join("stack/compose.yaml"), text).unwrap();
+    let (code, document, said) = check(at, &words("docker compose -f stack/compose.yaml up -d a"), "", &[]);
+    assert_eq!((code, document["run"]["n_ctx"].as_u64()), (0, Some(4096)), "{said}");
+    assert_eq!(document["overrides"].as_array().map(Vec::len), Some(1), "{document}");
+    let (code, all, _) = check(at, &words("docker compose -f stack/compose.yaml up"), "", &[]);
+    assert_eq!((code, all["checks"].as_array().map(Vec::len)), (2, Some(2)));
+}
+
+/// Services run at once: what they take of one card is added up, and the card is called what the machine calls it.
+#[test]
+fn services_on_one_card_are_added_up() {
+    let folder = folder();
+    let at = folder.path();
+    let device = "deploy: {resources: {reservations: {devices: [{driver: nvidia, device_ids: ['1']}]}}}";
+    let service = format!(
+        "{{image: 'llama.cpp:server', volumes: ['./:/m'], command: -m /m/x.gguf -c 4096 -ngl 99 -fit off, {device}}}"
+    );
+    std::fs::write(at.join("compose.yaml"), format!("services:\n  a: {service}\n  b: {service}\n")).unwrap();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(at).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let found = moeplan("check --vram 24576M,1200M --ram 64G --json compose.yaml");
+    let document: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let each: Vec<u64> =
+        document["checks"].as_array().unwrap().iter().map(|row| total(row, "CUDA0").unwrap()).collect();
+    assert!(
+        document["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|row| row["fits"] == true && row["cards"]["CUDA0"] == "CUDA1")
+    );
+    let at_once = &document["at_once"];
+    assert_eq!(at_once["memory"]["CUDA1"].as_u64(), Some(each.iter().sum()), "{at_once}");
+    assert_eq!(at_once["shortfall"]["CUDA1"].as_u64(), Some(each.iter().sum::<u64>() - (1200 << 20)), "{at_once}");
+    assert_eq!(found.status.code(), Some(1));
+    let table = moeplan("check --vram 24576M,24576M --ram 64G compose.yaml");
+    let text = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(text.contains("All of them fit at once.") && !text.contains("  CUDA0"), "{text}");
+}
+
+/// A flag of an older build is carried out as it was meant: the speed is that of the launch that was meant.
+#[test]
+fn a_command_with_a_removed_flag_has_a_speed() {
+    let folder = folder();
+    let of = |words: &[&str]| {
+        let mut line = vec!["llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "4096", "-fit", "off"];
+        line.extend(words);
+        check(folder.path(), &line, "", &[])
+    };
+    let (code, new, said) = of(&["-lm", "none"]);
+    assert!(code == 0 && new["speed"].is_object(), "{said}");
+    let (code, old, _) = of(&["--no-mmap"]);
+    assert_eq!((code, &old["speed"], &old["verdict"]), (1, &new["speed"], &Value::from("refused")));
+}

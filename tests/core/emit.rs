@@ -7,14 +7,14 @@ use moeplan::emit::{Error, Form, Runner, Wish, emit};
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::model::Model;
 use moeplan::run::{
-    Dialect, FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, parse,
+    FlashAttn, LoadMode, MetadataOverride, ModelSource, Override, ParsedCommand, RunConfig, Target, parse,
 };
 use moeplan::speed::Turn;
 use moeplan::synth::{self, Wish as Header};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-const FORMS: [Form; 5] = [Form::Args, Form::Shell, Form::Env, Form::Ini, Form::LlamaSwap];
+const FORMS: [Form; 6] = [Form::Args, Form::Shell, Form::PowerShell, Form::Env, Form::Ini, Form::LlamaSwap];
 
 fn model() -> Model {
     synth::model("qwen3-30b-a3b", &Header { blocks: Some(6), ..Header::default() }).unwrap()
@@ -29,12 +29,12 @@ fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
     ParsedCommand::new(run, Some(source))
 }
 
-fn wish(form: Form, runner: Runner, dialect: Dialect) -> Wish {
-    Wish { form, runner, dialect, turn: Turn { prompt: 512, generate: 128, depth: 1024 } }
+fn wish(form: Form, runner: Runner) -> Wish {
+    Wish { form, runner, turn: Turn { prompt: 512, generate: 128, depth: 1024 } }
 }
 
 fn server(form: Form) -> Wish {
-    wish(form, Runner::LlamaServer, Dialect::LlamaCpp)
+    wish(form, Runner::LlamaServer)
 }
 
 fn on_cpu(pattern: &str) -> Override {
@@ -79,14 +79,19 @@ proptest! {
     #[test]
     fn every_form_gives_the_launch_back_or_says_what_it_cannot_hold(
         (run, path) in launches(), form in select(&FORMS[..]), runner in select(&[Runner::LlamaServer, Runner::LlamaBench, Runner::Embedded][..]),
-        dialect in select(&[Dialect::LlamaCpp, Dialect::Ik][..]),
+        build in select(&[9093_u32, 11434, 12032][..]),
     ) {
         thread_local! { static MODEL: Model = model(); }
+        // Old builds map the file unless they are told otherwise, and have no other word for it.
+        let load_mode = if build == 9093 && run.load_mode == LoadMode::Mmap { LoadMode::Auto } else { run.load_mode };
+        let run = RunConfig { load_mode, target: Target { build, ..Target::default() }, ..run };
+        let is_locked = run.load_mode == LoadMode::MmapMlock;
         let command = command(run, ModelSource::Path(path.clone().into()));
-        match MODEL.with(|model| emit(model, &machine(), &command, wish(form, runner, dialect))) {
+        match MODEL.with(|model| emit(model, &machine(), &command, wish(form, runner))) {
             Ok(emitted) => prop_assert!(!emitted.text.is_empty()),
             Err(Error::Word { word, .. }) => prop_assert!(path.contains(&word), "{}", word),
-            Err(Error::NoSuchForm { .. }) => prop_assert!(runner != Runner::LlamaServer || dialect == Dialect::Ik),
+            Err(Error::NoSuchForm { .. }) => prop_assert!(runner != Runner::LlamaServer),
+            Err(Error::Lacks { program: "llama-bench", .. }) => prop_assert!(is_locked && build == 9093),
             Err(Error::Lacks { program, .. }) => prop_assert_eq!(program, "an embedded llama.cpp"),
             Err(error) => prop_assert!(false, "{}", error),
         }
@@ -210,21 +215,19 @@ fn hub_models_and_addresses_keep_their_flags() {
     }
     let url = command(RunConfig::default(), ModelSource::Url("https://h/x.gguf".into()));
     assert!(emit(&model, &machine(), &url, server(Form::Ini)).is_ok());
-    let bench = wish(Form::Shell, Runner::LlamaBench, Dialect::LlamaCpp);
+    let bench = wish(Form::Shell, Runner::LlamaBench);
     assert!(matches!(emit(&model, &machine(), &url, bench), Err(Error::Lacks { .. })));
 }
 
 #[test]
 fn the_expert_cache_is_read_as_its_build_reads_it() {
     let model = model();
-    let run = RunConfig { moe_cache_mib: 2048, n_ctx: 8192, ..RunConfig::default() };
+    let run = RunConfig { moe_cache_mib: 2048, n_ctx: 8192, target: Target::newest(), ..RunConfig::default() };
     let command = command(run, ModelSource::Path("/m/a.gguf".into()));
     for form in FORMS {
         let text = emit(&model, &machine(), &command, server(form)).unwrap().text;
         assert!(text.contains("2048"), "{text}");
     }
-    let ik = wish(Form::Args, Runner::LlamaServer, Dialect::Ik);
-    assert!(matches!(emit(&model, &machine(), &command, ik), Err(Error::Lacks { .. })));
-    let bench = emit(&model, &machine(), &command, wish(Form::Args, Runner::LlamaBench, Dialect::LlamaCpp)).unwrap();
+    let bench = emit(&model, &machine(), &command, wish(Form::Args, Runner::LlamaBench)).unwrap();
     assert!(bench.notes.iter().any(|note| note.contains("expert cache")), "{:?}", bench.notes);
 }

@@ -13,12 +13,13 @@ use moeplan::synth::{Wish, recipe, spec};
 use crate::support::planning::{machine, model, request};
 
 /// Suite, GiB of each card, GiB of main memory.
-const CLASSES: [(&str, &[u64], u64); 5] = [
+const CLASSES: [(&str, &[u64], u64); 6] = [
     ("moe-8g", &[8], 32),
     ("moe-12g", &[12], 32),
     ("moe-16g", &[16], 64),
     ("moe-24g", &[24], 64),
     ("moe-2x24g", &[24, 24], 128),
+    ("moe-4x24g", &[24, 24, 24, 24], 256),
 ];
 
 #[test]

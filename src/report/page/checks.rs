@@ -1,9 +1,11 @@
 //! The checks of several commands: a table, and what is the matter with each.
 
 use super::compare::Summary;
-use super::plan::{name, verdict};
-use super::{Block, Document, Page};
-use crate::ask::check::{CheckRow, Checks};
+use super::memory::size;
+use super::plan::{name, short, verdict};
+use super::{Block, Document, Page, Verdict};
+use crate::ask::check::{AtOnce, CheckRow, Checks};
+use crate::bytes::Bytes;
 use crate::checkup::Severity;
 use crate::number::thousands;
 use crate::report::table::Table;
@@ -17,14 +19,28 @@ impl CheckRow {
     }
 }
 
+/// What commands that run at once take together.
+fn at_once(all: &AtOnce) -> [Block; 2] {
+    let (verdict, text) = if all.shortfall.is_empty() {
+        (Verdict::Good, "All of them fit at once.".to_string())
+    } else {
+        (Verdict::Bad, format!("All of them at once do not fit: {}.", short(&all.shortfall)))
+    };
+    let row = |(name, used): (&String, &Bytes)| {
+        let budget = all.budget.get(name).map_or("not known".to_string(), |budget| size(*budget));
+        [name.clone(), size(*used), budget]
+    };
+    let table = Table::rows_of("|>total|>budget", all.memory.iter().map(row));
+    [Block::Verdict(verdict, text), Block::Table("Together".into(), table)]
+}
+
 impl Document for Checks {
     fn pages(&self) -> Vec<Page> {
         let devices: std::collections::BTreeSet<&str> = self
             .checks
             .iter()
             .filter_map(CheckRow::checked)
-            .flat_map(|row| row.checkup.memory.keys())
-            .map(String::as_str)
+            .flat_map(|row| row.checkup.memory.keys().map(|name| row.checkup.card(name)))
             .collect();
         let mut page = Page::new("Checks", format!("{} commands", self.checks.len()), String::new());
         let row = |row: &CheckRow| {
@@ -35,9 +51,10 @@ impl Document for Checks {
             };
             let context = checked.map_or(String::new(), |checked| thousands(checked.checkup.run.n_ctx.into()));
             let memory = devices.iter().map(|device| {
-                checked
-                    .and_then(|checked| checked.checkup.memory.get(*device))
-                    .map_or(String::new(), |row| row.counted().to_string())
+                let mut rows = checked.into_iter().flat_map(|checked| {
+                    checked.checkup.memory.iter().map(|(name, row)| (checked.checkup.card(name), row))
+                });
+                rows.find(|(card, _)| card == device).map_or(String::new(), |(_, row)| row.counted().to_string())
             });
             [row.name().to_string(), answer, context].into_iter().chain(memory).collect::<Vec<_>>()
         };
@@ -49,6 +66,7 @@ impl Document for Checks {
             "",
             Table::rows_of(&columns.collect::<Vec<_>>().join("|"), self.checks.iter().map(row)),
         ));
+        page.push(self.at_once.iter().flat_map(at_once));
         for row in &self.checks {
             match row {
                 CheckRow::Failed { error, .. } => {

@@ -71,18 +71,21 @@ pub fn counted(check: &Checkup) -> Option<Memory> {
     check.memory.iter().map(|(device, row)| Some((device.clone(), row.whole()?))).collect()
 }
 
-/// Memory by device beside the budgets; without a chart where a term is not counted.
-pub fn by_device(check: &Checkup) -> Block {
-    let title = "Memory by device";
+/// Memory by device beside the budgets, of which `margin` is taken off already; without a chart where a term is not counted.
+pub fn by_device(check: &Checkup, margin: Bytes) -> Block {
+    let title = match margin {
+        Bytes(0) => "Memory by device".to_string(),
+        margin => format!("Memory by device, budgets less the margin of {margin}"),
+    };
     if let Some(memory) = counted(check) {
-        return Block::Figure(figure(title, &[("predicted", &memory, Fill::Hatched)], &check.budget));
+        return Block::Figure(figure(&title, &[("predicted", &memory, Fill::Hatched)], &check.budget));
     }
     let mut table = table(false);
     for (device, row) in &check.memory {
         let terms = [Some(row.model), row.context, row.compute, row.overhead];
         add(&mut table, [device.as_str()], terms, (row.total, row.counted()), check.budget.get(device));
     }
-    Block::Table(title.into(), table)
+    Block::Table(title, table)
 }
 
 /// What is taken of main memory beside the table, and what that leaves for it.

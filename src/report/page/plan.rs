@@ -1,5 +1,7 @@
 //! A check and a plan: whether it fits, what it takes of which device, how fast it is predicted to be, and the command.
 
+use std::collections::BTreeMap;
+
 use super::compare::Summary;
 use super::memory::{by_device, counted, main_memory, size};
 use super::speed::{Entry, Unit::Rate, chart};
@@ -14,8 +16,8 @@ use crate::plan::explain::Alternative;
 use crate::plan::{Beside, Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
-use crate::run::Choice as _;
 use crate::run::command::shell;
+use crate::run::{Choice as _, Program};
 use crate::speed::{Phase, Speed};
 
 /// A time below this share of the turn is not worth a row.
@@ -32,12 +34,12 @@ impl Document for Checked {
             let reason = &terms.first()?.reason;
             Some(Block::Prose(format!("Not counted: {}. Reason: {reason}.", what.join(", "))))
         }));
-        page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check)).collect()));
+        page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check, &self.model)).collect()));
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(self.plan.as_ref().map(|plan| beside(plan, check.fits())));
         page.detail(self.plan.as_ref().map(|plan| Block::Command("The plan's command".into(), plan.command.clone())));
         page.push(variants(&self.variants));
-        page.push(by_device(check));
+        page.push(by_device(check, Bytes(0)));
         page.push(self.projected.iter().flat_map(projected));
         show_main_memory(check, &mut page);
         page.push(parts(check));
@@ -69,7 +71,7 @@ impl Document for Plan {
         page.push(self.verdict());
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
-        page.push(by_device(check));
+        page.push(by_device(check, self.margin));
         show_main_memory(check, &mut page);
         page.push(parts(check));
         page.push(self.machine.budget_notes().map(Block::Prose));
@@ -113,13 +115,14 @@ pub fn budgets(machine: &Machine) -> String {
 pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
     match (check.fits, check.is_refused()) {
         (Some(false), false) if check.verdict == Some(checkup::Verdict::AfterFit) => {
-            let text = format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(check));
+            let text =
+                format!("Does not fit as written ({}); llama.cpp's own fitting makes it fit.", short(&check.shortfall));
             (Verdict::Open, text)
         }
         (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
             let text = format!(
                 "It does not fit in main memory ({}): mapped weights are read from the disk again and again.",
-                short(check)
+                short(&check.shortfall)
             );
             (Verdict::Bad, text)
         }
@@ -128,23 +131,44 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
             (Verdict::Open, format!("Fits without {}, which is not counted.", parts.join(" and ")))
         }
         (Some(true), false) if check.verdict == Some(checkup::Verdict::Tight) => {
-            let left = |(name, budget): (&String, &Bytes)| {
-                let left = budget.saturating_sub(check.memory.get(name)?.total?); // It fits.
-                (name != HOST && left < MARGIN_UNCALIBRATED).then(|| format!("{left} of {name}"))
-            };
-            let left: Vec<String> = check.budget.iter().filter_map(left).collect();
-            let text = format!("Fits tightly: {} left, so another program can push it over.", left.join(" and "));
+            let left = left(check).filter(|(_, left)| *left < MARGIN_UNCALIBRATED);
+            let left: Vec<String> = left.map(|(name, left)| format!("{left} of {name}")).collect();
+            let text = format!(
+                "Fits tightly: {} left, so another program can push it over; a plan's usual margin is {MARGIN_UNCALIBRATED}.",
+                left.join(" and ")
+            );
             (Verdict::Caution, text)
         }
-        (Some(true), false) => (Verdict::Good, "Fits comfortably.".to_string()),
+        (Some(true), false) => {
+            // Where less is left and there is room, a margin was asked for.
+            let than = match left(check).map(|(_, left)| left).min() {
+                Some(least) if least < MARGIN_UNCALIBRATED => " beyond the margin".to_string(),
+                _ => format!("; a plan's usual margin is {MARGIN_UNCALIBRATED}"),
+            };
+            let left: Vec<String> = left(check).map(|(name, left)| format!("{left} of {name}")).collect();
+            let text = match left.as_slice() {
+                [] => "Fits comfortably.".to_string(),
+                left => format!("Fits comfortably: {} left{than}.", left.join(" and ")),
+            };
+            (Verdict::Good, text)
+        }
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
         (None, false) => (Verdict::Open, "Whether it fits cannot be determined.".to_string()),
         (Some(false), is_refused) => {
             let refused = if is_refused { "; and llama.cpp refuses the command" } else { "" };
-            (Verdict::Bad, format!("Does not fit: {}{refused}.", short(check)))
+            (Verdict::Bad, format!("Does not fit: {}{refused}.", short(&check.shortfall)))
         }
     }
+}
+
+/// What is left of the budget of each device, and which card that is where the command calls it by another's name.
+fn left(check: &Checkup) -> impl Iterator<Item = (String, Bytes)> + '_ {
+    let devices = check.budget.iter().filter(|(name, _)| *name != HOST);
+    devices.filter_map(|(name, budget)| {
+        let card = check.cards.get(name).map(|card| format!(" (the card {card})")).unwrap_or_default();
+        Some((format!("{name}{card}"), budget.saturating_sub(check.memory.get(name)?.total?)))
+    })
 }
 
 /// How much faster is worth saying.
@@ -256,8 +280,8 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
 }
 
 /// `CUDA0 by 1.00 GiB`.
-fn short(check: &Checkup) -> String {
-    check.shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
+pub(super) fn short(shortfall: &BTreeMap<String, Bytes>) -> String {
+    shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
 }
 
 fn speeds(speed: &Speed) -> [KeyFigure; 2] {
@@ -268,10 +292,15 @@ fn speeds(speed: &Speed) -> [KeyFigure; 2] {
     ]
 }
 
-fn launch(check: &Checkup) -> Vec<KeyFigure> {
+fn launch(check: &Checkup, model: &ModelSummary) -> Vec<KeyFigure> {
     let run = &check.run;
+    // llama-server gives no slot more than the model was trained on (`tools/server/server-context.cpp` `n_ctx_slot`, b11434).
+    let is_capped = model.context_length > 0 && run.n_ctx_seq > model.context_length && run.program == Program::Server;
+    let most = thousands(model.context_length.into());
     let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
+        (1, _) if is_capped => format!("1 slot, at most {most} tokens"),
         (1, _) => "1 slot".to_string(),
+        (n, true) if is_capped => format!("{n} slots sharing it, each at most {most} tokens"),
         (n, true) => format!("{n} slots sharing it"),
         (n, false) => format!("{n} slots of {} tokens", thousands(u64::from(run.n_ctx_seq))),
     };
@@ -335,7 +364,7 @@ pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_
 impl Plan {
     fn verdict(&self) -> Block {
         if !self.check.fits() {
-            let text = format!("Does not fit: short on {}. {}.", short(&self.check), self.remedy());
+            let text = format!("Does not fit: short on {}. {}.", short(&self.check.shortfall), self.remedy());
             return Block::Verdict(Verdict::Bad, text);
         }
         if self.check.is_refused() {
@@ -349,7 +378,10 @@ impl Plan {
             Some(format!("{left} left on {}", device.name))
         };
         let left: Vec<String> = self.machine.devices.iter().filter_map(left).collect();
-        let margin = format!(": {} beyond the margin of {}", left.join(", "), self.margin);
+        let is_idle = |device: &&Device| !self.check.memory.contains_key(&device.name);
+        let idle: Vec<&str> = self.machine.devices.iter().filter(is_idle).map(|device| device.name.as_str()).collect();
+        let idle = if idle.is_empty() { String::new() } else { format!("; nothing is on {}", idle.join(", ")) };
+        let margin = format!(": {} beyond the margin of {}{idle}", left.join(", "), self.margin);
         Block::Verdict(Verdict::Good, format!("Fits{}.", if left.is_empty() { "" } else { &margin }))
     }
 
@@ -376,7 +408,12 @@ impl Plan {
         let (prompt, generate) = (thousands(turn.prompt.into()), thousands(turn.generate.into()));
         let turn = format!("for {prompt} + {generate} tokens{} ({})", at_depth(turn.depth), speed.basis);
         let turn = KeyFigure::new("One turn", seconds(self.turn_seconds), turn);
-        speeds(speed).into_iter().chain([turn]).chain(launch(&self.check)).chain([self.experts()]).collect()
+        speeds(speed)
+            .into_iter()
+            .chain([turn])
+            .chain(launch(&self.check, &self.model))
+            .chain([self.experts()])
+            .collect()
     }
 
     fn experts(&self) -> KeyFigure {

@@ -419,7 +419,7 @@ impl State {
             options: Options { margin, tensors: true, turn, ..Options::default() },
         };
         let look = |held| check::check(held, asked, &OfPage { state: self, model });
-        let mut checks = Checks { schema: "moeplan/checks/1".into(), checks: Vec::new() };
+        let mut checks = Vec::new();
         if let [only] = held.as_slice() {
             let mut checked = look(only)?;
             let html = html::report(&checked.report());
@@ -427,7 +427,7 @@ impl State {
             return Ok(Answer::Document { document: self::text(&checked)?, html });
         }
         for held in &held {
-            checks.checks.push(match look(held) {
+            checks.push(match look(held) {
                 Ok(checked) => CheckRow::Checked(Box::new(checked)),
                 Err(error) => {
                     let (name, command) = (held.name.clone(), sources::shown(held));
@@ -435,6 +435,7 @@ impl State {
                 }
             });
         }
+        let mut checks = Checks::of(checks, &held, &machine, margin);
         let html = html::report(&checks.report());
         for row in &mut checks.checks {
             if let CheckRow::Checked(checked) = row {
