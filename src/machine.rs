@@ -221,6 +221,18 @@ impl Backend {
         if self == Self::Vulkan { 64 } else { Self::Cpu.alignment() }
     }
 
+    /// Whether a device of so many bytes, of which nothing else is known, most likely has no memory of its own: Metal's, and sizes of
+    /// which hardly any card of the backend is sold.
+    pub fn is_of_main_memory(self, total: Bytes) -> bool {
+        let gib = total.0 / GIB;
+        match self {
+            Self::Metal => true,
+            Self::Rocm | Self::Vulkan => (60..140).contains(&gib),
+            Self::Cuda => (110..132).contains(&gib),
+            _ => false,
+        }
+    }
+
     /// The bytes a tensor takes in a buffer of this backend's devices, before alignment.
     pub fn alloc_size(self, ty: GgmlType, shape: [u64; 4], bytes: Bytes) -> Bytes {
         let rest = shape[0] % 512;
@@ -267,6 +279,8 @@ pub enum Error {
     Twice(String),
     #[error("`--gpu {0}`: no card of that name is known")]
     UnknownCard(String),
+    #[error("`--gpu {0}`: write how many of it there are, 1 to 32: --gpu '4x RTX 3090'")]
+    Count(String),
     #[error("`--gpu {0}`: the memory of this card is not known")]
     NoMemory(String),
     #[error("`--backend cpu` has no devices; leave `--vram` and `--gpu` out")]
@@ -285,7 +299,7 @@ impl Hint for Error {
                     .into()
             }
             Self::NoMemory(name) if cards::by_name(name).is_some_and(cards::Card::is_integrated) => {
-                format!("it uses main memory: say how much it may take, --gpu '{name}=SIZE'").into()
+                format!("it uses main memory: say how much its computer has, --ram SIZE; --gpu '{name}=SIZE' says how much of it it may take").into()
             }
             Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
             _ => return None,
@@ -336,20 +350,23 @@ impl Machine {
             }
         }
         number_remote(&mut devices);
-        // A computer with Metal of which nothing else is said is one of Apple's own processors.
+        for device in &mut devices {
+            device.integrated |= device.is_of_main_memory();
+        }
         let unknown = host == Host { ram: host.ram, ..Host::default() };
-        let isa = if unknown && devices.iter().any(|d| d.backend == Backend::Metal) { Isa::ArmNeon } else { host.isa };
-        Ok(Self { devices, host: Host { isa, ..host } })
+        let host = if unknown { host.beside(&devices) } else { host };
+        Ok(Self { devices, host })
     }
 
-    /// Whether a device's memory is main memory: an integrated one's, and Metal's on Apple's own processors.
-    pub fn is_shared(&self, device: &Device) -> bool {
-        device.integrated || (device.backend == Backend::Metal && self.host.isa == Isa::ArmNeon)
+    /// Whether a device has no memory of its own, so that nothing of this machine can be bought apart.
+    pub fn is_unified(&self) -> bool {
+        self.devices.iter().any(|device| device.integrated)
     }
 
     /// What to say of its budgets, a line a device.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        self.devices.iter().filter_map(|device| Some(format!("{}: {}", device.name, device.budget_note()?)))
+        let note = |device: &Device| device.budget_note().or_else(|| device.part_note(self.host.ram?));
+        self.devices.iter().filter_map(move |device| Some(format!("{}: {}", device.name, note(device)?)))
     }
 
     /// What is to be left free on every device: the largest that one of them calls for.
@@ -415,10 +432,26 @@ impl FromStr for Ram {
                 (2..=6).contains(&generation).then_some(rate * channels * 8.0 / 1000.0)
             };
             let rate = lower.parse().ok().or_else(modules).filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-            rate.ok_or_else(|| format!("`@{kind}`: write its type, MT/s and channels (@ddr5-6000x2), or GB/s (@96)"))
+            let usage = "write its type, MT/s and channels (@ddr5-6000x2), or GB/s (@96)";
+            let rate = rate.ok_or_else(|| format!("`@{kind}`: {usage}"))?;
+            possible(rate).map_err(|error| format!("`@{kind}`: {error}"))
         });
         Ok(Self { bytes, bandwidth: bandwidth.transpose()? })
     }
+}
+
+/// More GB/s than main memory of any computer is read at: two sockets of 12 channels of MRDIMM-8800 have 1,690.
+const MOST_BANDWIDTH: f64 = 2000.0;
+
+/// A bandwidth of main memory, GB/s, as far as it can be one; MT/s are refused with their spelling.
+pub fn possible(bandwidth: f64) -> Result<f64, String> {
+    if bandwidth <= MOST_BANDWIDTH {
+        return Ok(bandwidth);
+    }
+    let kind = if bandwidth < 4400.0 { "ddr4" } else { "ddr5" };
+    Err(format!(
+        "no main memory is read at {bandwidth} GB/s; MT/s are written with type and channels, --ram 64G@{kind}-{bandwidth}x2"
+    ))
 }
 
 /// As it is typed: read back it is the same.
@@ -508,7 +541,8 @@ impl Device {
         }
         // A part of main memory is not a card that is sold.
         let size = if integrated { DeviceSize::from(size.bytes) } else { size };
-        Ok(Self { buffer: name.to_string(), integrated, ..Self::of_size(plain.to_string(), backend, size) })
+        let device = Self::of_size(plain.to_string(), backend, size);
+        Ok(Self { buffer: name.to_string(), integrated: integrated || device.integrated, ..device })
     }
 
     /// A device that is all free and of which nothing else is known.
@@ -535,44 +569,72 @@ impl Device {
     }
 
     /// The devices of `--gpu NAME`, in order: cards with the memory that an idle system leaves of them. `NAME=SIZE` says which of the
-    /// sizes that it is sold with, or how much, where no row of the table says it.
-    pub fn of_cards(names: &[String], backend: Option<Backend>) -> Result<Vec<Self>, Error> {
+    /// sizes that it is sold with, or how much, where no row of the table says it; `4x NAME` that there are four.
+    ///
+    /// A card that uses main memory has what its system lets it take of `ram`; with a size, so much. Where only the size is given it is
+    /// the main memory of its computer.
+    pub fn of_cards(names: &[String], backend: Option<Backend>, ram: Option<Bytes>) -> Result<Vec<Self>, Error> {
         let mut devices: Vec<Self> = Vec::new();
         for text in names {
-            let (name, size) = text.split_once('=').map_or((text.as_str(), None), |(name, size)| (name, Some(size)));
-            let card = cards::by_name(name).ok_or_else(|| Error::UnknownCard(name.trim().to_string()))?;
-            let size = size.map(str::parse::<DeviceSize>).transpose();
-            let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
+            let GpuName { count, card, size } = text.parse()?;
             let backend = backend.unwrap_or_else(|| card.backend());
             let sold = match size {
                 None => card.sold.first(),
                 Some(size) => card.sold.iter().find(|sold| Some(sold.gb) == size.sold_as),
             };
-            let integrated = card.is_integrated() && backend != Backend::Metal;
-            let at = devices.iter().filter(|other| other.backend == backend).count();
-            let name = backend.device_name(at).ok_or(Error::NoDevices)?;
+            let integrated = card.is_integrated();
             let description = card.words.to_ascii_uppercase();
-            let device = match (sold, size) {
-                (Some(sold), _) => Self::new(name, backend, sold.offers()),
-                // A part of main memory is not a card that is sold.
-                (None, Some(size)) if integrated => Self::new(name, backend, size.bytes),
-                (None, Some(size)) => Self::of_size(name, backend, size),
-                (None, None) => return Err(Error::NoMemory(description)),
-            };
-            devices.push(Self { description: Some(description), integrated, ..device });
+            for _ in 0..count {
+                let at = devices.iter().filter(|other| other.backend == backend).count();
+                let name = backend.device_name(at).ok_or(Error::NoDevices)?;
+                let device = match (sold, size) {
+                    (Some(sold), _) => Self::new(name, backend, sold.offers()),
+                    (None, Some(size)) if integrated => {
+                        let is_computer = ram.is_none() && backend == Backend::Metal;
+                        Self::new(name, backend, if is_computer { card.may_take(size.bytes) } else { size.bytes })
+                    }
+                    (None, Some(size)) => Self::sized(name, backend, size),
+                    (None, None) => {
+                        let ram = ram.filter(|_| integrated).ok_or_else(|| Error::NoMemory(description.clone()))?;
+                        Self::new(name, backend, card.may_take(ram))
+                    }
+                };
+                devices.push(Self { description: Some(description.clone()), integrated, ..device });
+            }
         }
         Ok(devices)
     }
 
+    /// A device of which only backend and size are known.
     fn of_size(name: String, backend: Backend, size: DeviceSize) -> Self {
+        if !backend.is_of_main_memory(size.bytes) {
+            return Self::sized(name, backend, size);
+        }
+        let sold_as = size.sold_as.filter(|_| backend != Backend::Metal);
+        Self { integrated: true, sold_as, ..Self::new(name, backend, size.bytes) }
+    }
+
+    /// A card with memory of its own.
+    fn sized(name: String, backend: Backend, size: DeviceSize) -> Self {
         let offer = size.sold_as.and_then(|gb| cards::sold_as(gb, backend));
         let total = offer.map_or(size.bytes, |offer| offer.least);
         Self { sold_as: size.sold_as.filter(|_| offer.is_some()), ..Self::new(name, backend, total) }
     }
 
+    /// The row of its description.
+    pub fn card(&self) -> Option<&'static cards::Card> {
+        cards::named(self.description.as_deref()?).next()
+    }
+
+    /// Whether its row says that its memory is main memory, or its backend where it has none.
+    fn is_of_main_memory(&self) -> bool {
+        let of_row = || self.card().map_or(self.backend == Backend::Metal, cards::Card::is_integrated);
+        self.backend != Backend::Rpc && of_row()
+    }
+
     /// One more device like it beside those of `machine`; `None` for one of another computer, and where its memory is main memory.
     pub fn next_of_its_kind(&self, machine: &Machine) -> Option<Self> {
-        let is_card = self.backend != Backend::Rpc && !machine.is_shared(self);
+        let is_card = self.backend != Backend::Rpc && !self.integrated;
         let at = machine.devices.iter().filter(|other| other.backend == self.backend).count();
         let name = self.backend.device_name(at).filter(|name| is_card && *name != self.name)?;
         Some(Self { buffer: name.clone(), name, ..self.clone() })
@@ -591,8 +653,22 @@ impl Device {
     /// What to say of a budget that stands for a card of which only the size is known.
     pub fn budget_note(&self) -> Option<String> {
         let gb = self.sold_as?;
+        if self.integrated {
+            let name = &self.name;
+            return Some(format!(
+                "{gb} GB are taken as a part of main memory: --gpu NAME describes a card with so much of its own, --device {name}={gb}G,shared leaves this line out"
+            ));
+        }
         let (total, example) = (self.total, cards::sold_as(gb, self.backend)?.example.0 / MIB);
         Some(format!("cards sold as {gb} GB offer {total} or more; give the exact size of yours, e.g. {example}M"))
+    }
+
+    /// What to say of a budget that is what the system lets graphics take of main memory.
+    fn part_note(&self, ram: Bytes) -> Option<String> {
+        let card = self.card().filter(|card| self.integrated && card.may_take(ram) == self.total)?;
+        let (total, name) = (self.total, card.words.to_ascii_uppercase());
+        let how = if card.backend() == Backend::Metal { " (sysctl iogpu.wired_limit_mb changes it)" } else { "" };
+        Some(format!("{total} of {ram} is what systems let it take{how}; --gpu '{name}=SIZE' says another"))
     }
 
     /// The number of an RPC device.
@@ -605,6 +681,30 @@ impl Device {
     pub fn endpoint(&self) -> Option<&str> {
         let (_, rest) = self.buffer.split_once('[')?;
         rest.strip_suffix(']').filter(|_| self.backend == Backend::Rpc)
+    }
+}
+
+/// `--gpu` as it is typed: `RTX 4090`, `V100=16G`, `4x RTX 3090`.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuName {
+    pub count: usize,
+    pub card: &'static cards::Card,
+    pub size: Option<DeviceSize>,
+}
+
+impl FromStr for GpuName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (named, size) = text.split_once('=').map_or((text, None), |(name, size)| (name, Some(size)));
+        let (count, name) = cards::counted(named).unwrap_or((1, named));
+        if !(1..=32).contains(&count) {
+            return Err(Error::Count(text.to_string()));
+        }
+        let card = cards::by_name(name).ok_or_else(|| Error::UnknownCard(name.trim().to_string()))?;
+        let size = size.map(str::parse::<DeviceSize>).transpose();
+        let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
+        Ok(Self { count, card, size })
     }
 }
 
@@ -676,6 +776,16 @@ pub struct Host {
 }
 
 impl Host {
+    /// The host that a device without memory of its own is one with, with the main memory of this one; this one beside any other.
+    fn beside(self, devices: &[Device]) -> Self {
+        let Some(device) = devices.iter().find(|device| device.integrated) else { return self };
+        let card = device.card();
+        let of_backend = (device.backend == Backend::Metal).then_some(Isa::ArmNeon);
+        let isa = card.and_then(cards::Card::isa).or(of_backend).unwrap_or(self.isa);
+        let processor = card.map(|card| card.words.to_ascii_uppercase()).or(self.processor);
+        Self { isa, processor, ..self }
+    }
+
     /// Says that main memory is read at so many GB/s; a calibration keeps what it knows of the threads.
     pub fn set_memory(&mut self, rate: f64) {
         let given = HostRates::of_memory(rate);
@@ -854,6 +964,7 @@ mod tests {
             ("MUSA0=48G", "MUSA0", "MUSA0", Backend::Musa, mib(48 << 10)),
             ("Metal0=24G", "Metal0", "Metal0", Backend::Metal, mib(24 << 10)),
             ("Vulkan0=96G,shared", "Vulkan0", "Vulkan0", Backend::Vulkan, mib(96 << 10)),
+            ("Vulkan0=96G", "Vulkan0", "Vulkan0", Backend::Vulkan, (Bytes::mib(96 << 10), Some(96))),
         ] {
             let device = Device::parse(text).unwrap();
             assert_eq!((device.name.as_str(), device.buffer.as_str(), device.backend), (name, buffer, backend));
@@ -873,7 +984,7 @@ mod tests {
     fn a_card_by_name_has_its_own_memory() {
         let of = |names: &[&str], backend| {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-            let devices = Device::of_cards(&names, backend)?;
+            let devices = Device::of_cards(&names, backend, Some(Bytes::mib(128 << 10)))?;
             Ok::<_, Error>(
                 devices.into_iter().map(|d| (d.name, d.description.unwrap(), d.total.0 >> 20)).collect::<Vec<_>>(),
             )
@@ -895,8 +1006,12 @@ mod tests {
         // A size that the table does not have of it is a card sold with it, but for memory of the host.
         assert_eq!(of(&["P40=24G"], None).unwrap(), [device("CUDA0", "P40", 22_731)]);
         assert_eq!(of(&["Strix Halo=96G"], None).unwrap(), [device("ROCm0", "8060S", 96 << 10)]);
-        let integrated = |name: &str| Device::of_cards(&[name.to_string()], None).unwrap()[0].integrated;
-        assert_eq!(["8060S=96G", "GB10=110G", "P40=24G", "M3 Ultra=96G"].map(integrated), [true, true, false, false]);
+        let integrated = |name: &str| Device::of_cards(&[name.to_string()], None, None).unwrap()[0].integrated;
+        assert_eq!(["8060S=96G", "GB10=110G", "P40=24G", "M3 Ultra=96G"].map(integrated), [true, true, false, true]);
+        // A card that is known to have memory of its own has it, whatever is usual of its size and backend.
+        assert!(!integrated("MI210") && !integrated("RTX Pro 6000=96G"));
+        assert_eq!(of(&["2x RTX 3090", "3090 x2"], None).unwrap().len(), 4);
+        assert_eq!(of(&["0x RTX 3090"], None), Err(Error::Count("0x RTX 3090".to_string())));
         assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
         assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));
         assert_eq!(of(&["RTX 9999"], None), Err(Error::UnknownCard("RTX 9999".to_string())));
@@ -918,6 +1033,54 @@ mod tests {
         for bad in ["64", "64G@", "64G@ddr5", "64G@ddr5-6000", "64G@ddr9-6000x2", "64G@-1", "64G@nan", "64G@inf"] {
             assert!(bad.parse::<Ram>().is_err(), "{bad}");
         }
+        // MT/s without a type are no GB/s.
+        for (bad, spelling) in [("32G@3200", "@ddr4-3200x2"), ("64G@6000", "@ddr5-6000x2")] {
+            assert!(bad.parse::<Ram>().is_err_and(|error| error.contains(spelling)), "{bad}");
+        }
+        assert_eq!("64G@ddr5-8800x24".parse::<Ram>().unwrap().bandwidth, Some(1689.6));
+    }
+
+    /// Nothing but the device says whether its memory is main memory: neither the host's processor nor how the device was described.
+    #[test]
+    fn a_device_without_memory_of_its_own_is_one_whoever_describes_it_and_beside_any_host() {
+        let named = |name: &str, backend| Device::of_cards(&[name.to_string()], backend, None).unwrap().remove(0);
+        let found = |name: &str, description: &str, backend| Device {
+            description: Some(description.to_string()),
+            ..Device::new(name.to_string(), backend, Bytes::mib(32 << 10))
+        };
+        let size = |size: &str, backend| Device::of_sizes(backend, &[size.parse().unwrap()]).unwrap().remove(0);
+        for (device, expected) in [
+            (named("M4 Max=48G", None), true),
+            (named("8060S=96G", None), true),
+            (named("8060S=96G", Some(Backend::Vulkan)), true),
+            (named("GB10=110G", None), true),
+            (named("RTX Pro 6000=96G", Some(Backend::Vulkan)), false),
+            (size("48G", Backend::Metal), true),
+            (size("96G", Backend::Vulkan), true),
+            (size("96G", Backend::Rocm), true),
+            (size("120G", Backend::Cuda), true),
+            (size("24G", Backend::Vulkan), false),
+            (size("80G", Backend::Cuda), false),
+            (found("MTL0", "Apple M3 Ultra", Backend::Metal), true),
+            (found("MTL0", "AMD Radeon RX 6800", Backend::Metal), false),
+            (found("CUDA0", "NVIDIA GB10", Backend::Cuda), true),
+            (found("ROCm0", "AMD Radeon Graphics, gfx1151", Backend::Rocm), true),
+            (found("Vulkan0", "AMD Radeon 8060S Graphics (RADV GFX1151)", Backend::Vulkan), true),
+            (found("RPC0", "Apple M3 Ultra", Backend::Rpc), false),
+        ] {
+            for isa in [Isa::ArmNeon, Isa::X86Avx2, Isa::Generic] {
+                let host = Host { isa, cores: Some(8), ..Host::default() };
+                let machine = Machine::new(vec![device.clone()], host).unwrap();
+                assert_eq!(machine.devices[0].integrated, expected, "{device:?} {isa:?}");
+                assert_eq!(machine.host.isa, isa);
+            }
+        }
+        // Of a host of which nothing is said its graphics tell the rest.
+        let host = |device| Machine::new(vec![device], Host::default()).unwrap().host;
+        assert_eq!(host(named("M4 Max=48G", None)).isa, Isa::ArmNeon);
+        assert_eq!(host(named("8060S=96G", None)).isa, Isa::X86Avx512);
+        assert_eq!(host(size("48G", Backend::Metal)).isa, Isa::ArmNeon);
+        assert_eq!(host(size("24G", Backend::Cuda)), Host::default());
     }
 
     #[test]

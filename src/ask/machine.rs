@@ -4,9 +4,9 @@ use serde::Deserialize;
 
 use crate::bytes::Bytes;
 use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Error, Host, Machine, Ram};
+use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, Machine, Ram, possible};
 use crate::speed::{prices, table};
-use crate::suggest::{Hint as _, Refusal};
+use crate::suggest::{Hint as _, Refusal, did_you_mean};
 
 /// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -24,15 +24,15 @@ pub struct Described {
     /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` shares main memory.
     ///
     /// Repeatable.
-    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with_all = ["vram", "machine"]))]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with = "vram"))]
     pub device: Vec<String>,
     /// Cards by name, with their real memory and speed: "RTX 4090".
     ///
-    /// Repeatable, or a list. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several sizes, or its memory
-    /// is not known.
+    /// Repeatable, or a list; '4x NAME' is four. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several
+    /// sizes, or its memory is not known; of graphics that use main memory ("M4 Max", "Strix Halo") how much of --ram they may take.
     #[cfg_attr(
         feature = "cli",
-        arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device", "machine"])
+        arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device"])
     )]
     pub gpu: Vec<String>,
     /// Use so much of each device, in order, whatever describes it: 12G,8G.
@@ -87,7 +87,7 @@ impl Described {
     /// The devices, in the order they are given; none of them is said to be here or elsewhere.
     pub fn devices(&self) -> Result<Vec<Device>, Error> {
         if !self.gpu.is_empty() {
-            return Device::of_cards(&self.gpu, self.backend);
+            return Device::of_cards(&self.gpu, self.backend, self.ram.map(|ram| ram.bytes));
         }
         if !self.device.is_empty() {
             return self.device.iter().map(|text| Device::parse(text)).collect();
@@ -99,9 +99,17 @@ impl Described {
     pub fn describe(&self, host: &mut Host) -> Result<(), Refusal> {
         if let Some(name) = &self.cpu {
             let known = processors::named(name);
-            if known == Processor::default() {
-                let message = format!("`--cpu {name}`: no processor of that name is known");
-                return Err(Refusal::new(message, "`moeplan devices --known` lists them; --cores N describes another"));
+            if known == Processor::default() || (known.family.is_some() && self.cores.is_none()) {
+                let of = known.family.map_or(String::new(), |family| format!(", only its family `{family}`"));
+                let message = format!("`--cpu {name}`: no processor of that name is known{of}");
+                let meant = did_you_mean(name, processors::names()).unwrap_or_default();
+                let other = if of.is_empty() {
+                    "--cores N describes another"
+                } else {
+                    "--cores N beside it takes the family's figures"
+                };
+                let hint = format!("{meant} `moeplan devices --known` lists them; {other}");
+                return Err(Refusal::new(message, hint.trim()));
             }
             let isa = known.isa.unwrap_or_default();
             (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
@@ -116,17 +124,32 @@ impl Described {
         if let Some(ram) = self.ram {
             host.ram = Some(ram.bytes);
         }
+        host.ram = host.ram.or_else(|| self.computer());
         if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
             if !(bandwidth.is_finite() && bandwidth > 0.0) {
                 return Err(Refusal::new(format!("a memory bandwidth of {bandwidth}"), "write GB/s, for example 96"));
             }
+            possible(bandwidth).map_err(|error| Refusal::new(format!("--memory-bandwidth {bandwidth}"), error))?;
             host.set_memory(table::memory(bandwidth));
         }
         Ok(())
     }
 
-    /// `machine` with what `--budget` gives of its devices.
+    /// The main memory of the computer that `--gpu 'M4 Max=64G'` names.
+    fn computer(&self) -> Option<Bytes> {
+        let named = self.gpu.iter().filter_map(|text| text.parse::<GpuName>().ok());
+        named.filter(|gpu| gpu.card.is_integrated()).filter_map(|gpu| Some(gpu.size?.bytes)).max()
+    }
+
+    /// `machine` with what `--budget` gives of its devices, where each device can be what it is said to be.
     pub fn limited(&self, machine: Machine) -> Result<Machine, Refusal> {
+        let is_beyond = |device: &&Device| device.integrated && machine.host.ram.is_some_and(|ram| device.total > ram);
+        if let Some(device) = machine.devices.iter().find(is_beyond) {
+            let (name, total, ram) = (&device.name, device.total, machine.host.ram.unwrap_or_default());
+            let message = format!("{name} uses main memory, and {total} are more than the {ram} that there are");
+            let hint = "--ram SIZE is all the memory of its computer, with what the firmware sets aside for graphics; a card with memory of its own is described by --gpu NAME";
+            return Err(Refusal::new(message, hint));
+        }
         if self.budget.is_empty() {
             return Ok(machine);
         }

@@ -60,6 +60,11 @@ impl MachineArgs {
     /// What to say of main memory that nobody gave: that it is this computer's.
     pub fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.described.ram.is_none() && self.machine.is_none())?;
+        if !self.described.gpu.is_empty() && machine.is_unified() {
+            return Some(format!(
+                "note: {ram} are taken to be all of the memory of its computer; --ram SIZE says another"
+            ));
+        }
         Some(format!(
             "note: the host is assumed to be this computer, with its processor and {ram} of main memory; --ram SIZE describes another"
         ))
@@ -72,7 +77,10 @@ impl MachineArgs {
                 let file: Machine = serde_json::from_str(&read(path)?).with_context(|| {
                     format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display())
                 })?;
-                recognised(budgeted(Machine::new(file.devices, file.host)?, &self.described.vram)?)?
+                let is_replaced = !(self.described.gpu.is_empty() && self.described.device.is_empty());
+                let devices = if is_replaced { self.described.devices()? } else { file.devices };
+                let machine = Machine::new(devices, file.host)?;
+                recognised(if is_replaced { machine } else { budgeted(machine, &self.described.vram)? })?
             }
             None => self.described()?,
         };
@@ -94,7 +102,9 @@ impl MachineArgs {
         let is_here = ram.is_none() && cpu.is_none();
         let host = if self.describes_devices() && is_here { this_host()? } else { Host::default() };
         if self.names_devices() {
-            return recognised(Machine::new(self.described.devices()?, host)?);
+            let devices = self.described.devices()?;
+            let host = if devices.iter().all(|device| may_be_in(device, &host)) { host } else { Host::default() };
+            return recognised(Machine::new(devices, host)?);
         }
         if *backend == Some(Backend::Cpu) || ram.is_some() {
             return Ok(Machine::new(Vec::new(), host)?);
@@ -115,6 +125,16 @@ fn this_host() -> anyhow::Result<Host> {
         return Ok(Host::default());
     }
     Ok(found_with(detect::Devices { list: Vec::new(), driver: None, source: None })?.machine.host)
+}
+
+/// Whether a device may be in this computer: graphics without memory of their own are in the computer that has their name only, whose
+/// main memory they use.
+fn may_be_in(device: &Device, host: &Host) -> bool {
+    match device.card().filter(|_| device.integrated) {
+        _ if device.backend == Backend::Metal => cfg!(target_os = "macos"),
+        Some(card) => host.processor.as_deref().is_some_and(|name| cards::named(name).next() == Some(card)),
+        None => true,
+    }
 }
 
 /// The machine with these budgets for its first devices, and no others; as it is without any.
@@ -184,6 +204,7 @@ fn with_known(mut machine: Machine, here: &Machine) -> Machine {
         device.description = device.description.take().or_else(|| card.description.clone());
         device.calibration = device.calibration.take().or_else(|| card.calibration.clone());
         device.rates = device.rates.take().or_else(|| card.rates.clone());
+        device.integrated = card.integrated;
         is_here = true;
     }
     if is_here && machine.host == Host::default() {
@@ -259,7 +280,76 @@ mod tests {
         let args = Described { memory_bandwidth: Some(100.0), ..Described::default() };
         args.describe(&mut calibrated).unwrap();
         assert_eq!((rates(&calibrated).memory, rates(&calibrated).by_thread), (60.0, 7.0));
-        assert!(host(Some("Ryzen 99"), None, "64G").unwrap_err().to_string().contains("Ryzen 99"));
+        assert_eq!(
+            rates(&Host { rates: None, ..host(Some("EPYC 7763"), None, "64G@ddr4-3200x8").unwrap() }).memory,
+            81.92
+        );
+        // What is not known is said, and what was probably meant.
+        for (name, cores, expected) in [
+            ("Ryzen 99", None, Some(("no processor of that name is known", "--cores N describes another"))),
+            ("Ryzen 9999", None, Some(("only its family `ryzen 9###*`", "did you mean `ryzen 9"))),
+            ("ryzen5600", None, Some(("no processor of that name is known", "did you mean `ryzen 5600`"))),
+            ("Ryzen 9999", Some(12), None),
+            ("M4 Max", None, None),
+        ] {
+            let refused = host(Some(name), cores, "64G").err().map(|error| (error.message, error.hint));
+            assert_eq!(refused.is_some(), expected.is_some(), "{name}");
+            if let Some(((message, hint), (said, tried))) = refused.zip(expected) {
+                assert!(message.contains(name) && message.contains(said) && hint.contains(tried), "{message} {hint}");
+            }
+        }
+        let family = host(Some("Ryzen 9999"), Some(12), "64G").unwrap();
+        assert_eq!(rates(&family).basis, "table: Ryzen 9999, by its family ryzen 9###*");
+        assert_eq!(host(Some("M4 Max"), None, "64G").unwrap().isa, Isa::ArmNeon);
+    }
+
+    #[test]
+    fn graphics_without_memory_of_their_own_have_a_part_of_main_memory_and_never_that_of_this_computer() {
+        let of = |gpu: &str, ram: Option<&str>, backend| {
+            let (gpu, ram) = (vec![gpu.to_string()], ram.map(|ram| ram.parse().unwrap()));
+            let args = MachineArgs {
+                described: Described { gpu, ram, backend, ..Described::default() },
+                ..MachineArgs::default()
+            };
+            let gib = |bytes: Bytes| bytes.0 >> 30;
+            let here = args.machine().map(|machine| (gib(machine.devices[0].total), machine.host.ram.map(gib)));
+            // The same where nothing else is known, as in a browser.
+            let there =
+                args.described.machine().map(|machine| (gib(machine.devices[0].total), machine.host.ram.map(gib)));
+            assert_eq!(here.as_ref().ok(), there.as_ref().ok());
+            there.map_err(|error| error.message + " " + &error.hint)
+        };
+        for (gpu, ram, total, main) in [
+            ("M4 Max", Some("64G"), 48, 64),
+            ("M4 Max=56G", Some("64G"), 56, 64),
+            ("M4 Max=64G", None, 48, 64),
+            ("M2=24G", None, 16, 24),
+            ("8060S", Some("128G"), 64, 128),
+            ("8060S=96G", Some("128G"), 96, 128),
+            ("8060S=96G", None, 96, 96),
+            ("DGX Spark", Some("128G"), 119, 128),
+        ] {
+            assert_eq!(of(gpu, ram, None), Ok((total, Some(main))), "{gpu} {ram:?}");
+        }
+        assert_eq!(of("8060S=96G", Some("128G"), Some(Backend::Vulkan)), Ok((96, Some(128))));
+        assert!(
+            of("M4 Max", None, None).is_err_and(|error| error.contains("--ram SIZE") && error.contains("M4 MAX=SIZE"))
+        );
+        assert!(of("M4 Max=64G", Some("48G"), None).is_err_and(|error| error.contains("more than the 48.00 GiB")));
+    }
+
+    #[test]
+    fn cards_in_place_of_those_of_a_machine_file_keep_its_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("machine.json");
+        let file = Machine {
+            host: Host { ram: Some(Bytes::mib(9)), cores: Some(7), ..Host::default() },
+            ..machine(&["CUDA0=80M"])
+        };
+        std::fs::write(&path, serde_json::to_string(&file).unwrap()).unwrap();
+        let described = Described { gpu: vec!["2x RTX 3090".to_string()], ..Described::default() };
+        let other = MachineArgs { described, machine: Some(path), ..MachineArgs::default() }.machine().unwrap();
+        assert_eq!((other.devices.len(), &other.host), (2, &file.host));
     }
 
     #[test]
@@ -274,6 +364,7 @@ mod tests {
             "--gpu RTX_4090,RTX_3090=24G --budget 20G,1000B --cpu Ryzen_7950X --memory-bandwidth 83.2",
             "--device CUDA0=24G --device RPC0[a:1]=8M --ram 63M",
             "--machine h100.json --vram 8G",
+            "--machine h100.json --gpu 2x_RTX_4090",
         ] {
             let of = |words: Vec<String>| {
                 let words = std::iter::once("x".to_string()).chain(words);

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use super::Backend;
-use crate::bytes::Bytes;
+use super::{Backend, Isa};
+use crate::bytes::{Bytes, GIB};
 
 const TABLE: &str = include_str!("cards.tsv");
 
@@ -56,7 +56,44 @@ impl Card {
 
     /// Whether its memory is main memory.
     pub fn is_integrated(&self) -> bool {
-        self.generation == "apple" || INTEGRATED.contains(&self.words)
+        !self.computers().is_empty()
+    }
+
+    /// The GB of main memory that computers with it are sold with, where its memory is main memory; the least first.
+    pub fn computers(&self) -> &'static [u32] {
+        UNIFIED.iter().find(|(words, _)| *words == self.words).map_or(&[], |(_, sizes)| sizes)
+    }
+
+    /// What llama.cpp sees of so much main memory unless the system is told otherwise, for a card whose memory that is.
+    ///
+    /// Apple: `recommendedMaxWorkingSetSize`, printed by llama.cpp as 10922.67 MiB of 16 GiB, 21845.34 of 32, 49152 of 64 and 73728
+    /// of 96 (newer systems allow a little more). AMD: half, as Linux (`ttm_global_init`; 63,968 MiB of 128 GB in a kernel's log) and
+    /// Windows do. GB10: 122,500 MiB of 128 GB.
+    pub fn may_take(&self, ram: Bytes) -> Bytes {
+        let (part, whole) = match self.generation {
+            "apple" if ram.0 < 36 * GIB => (2, 3),
+            "apple" => (3, 4),
+            "amd" => (1, 2),
+            _ => (122_500, 128 << 10),
+        };
+        Bytes(u64::try_from(u128::from(ram.0) * part / whole).unwrap_or(ram.0))
+    }
+
+    /// Of the processor that is one with it, where its memory is main memory.
+    pub fn isa(&self) -> Option<Isa> {
+        self.is_integrated().then_some(if self.generation == "amd" { Isa::X86Avx512 } else { Isa::ArmNeon })
+    }
+
+    /// The words that people look for it by beside its own: maker, series, backend, and computers of that name.
+    pub fn also_called(&self) -> impl Iterator<Item = &'static str> {
+        let maker: &[&str] = match self.generation {
+            "amd" => &["amd", "radeon", "rx", "rocm"],
+            "intel" => &["intel"],
+            "apple" => &["apple", "metal", "mac"],
+            _ => &["nvidia", "geforce", "cuda"],
+        };
+        let computers = COMPUTERS.iter().filter(|(_, card)| *card == self.words).map(|(words, _)| *words);
+        maker.iter().copied().chain([self.generation]).chain(computers)
     }
 
     pub fn is_nvidia(&self) -> bool {
@@ -87,11 +124,46 @@ impl Sold {
     }
 }
 
-/// Rows without memory of their own (Apple's have none either).
-const INTEGRATED: [&str; 5] = ["gb10", "8060s", "8050s", "890m", "780m"];
+/// Rows without memory of their own, and the GB that computers with them are sold with (data sheets; of modules, the usual ones).
+const UNIFIED: [(&str, &[u32]); 24] = [
+    ("gb10", &[128]),
+    ("8060s", &[32, 64, 96, 128]),
+    ("8050s", &[32, 64, 96, 128]),
+    ("890m", &[16, 24, 32, 48, 64, 96, 128]),
+    ("780m", &[8, 16, 24, 32, 48, 64, 96, 128]),
+    ("m1 ultra", &[64, 128]),
+    ("m2 ultra", &[64, 128, 192]),
+    ("m3 ultra", &[96, 256, 512]),
+    ("m1 max", &[32, 64]),
+    ("m2 max", &[32, 64, 96]),
+    ("m3 max", &[36, 48, 64, 96, 128]),
+    ("m4 max", &[36, 48, 64, 128]),
+    ("m5 max", &[36, 48, 64, 128]),
+    ("m1 pro", &[16, 32]),
+    ("m2 pro", &[16, 32]),
+    ("m3 pro", &[18, 36]),
+    ("m4 pro", &[24, 48, 64]),
+    ("m5 pro", &[24, 48, 64]),
+    ("m1", &[8, 16]),
+    ("m2", &[8, 16, 24]),
+    ("m3", &[8, 16, 24]),
+    ("m4", &[16, 24, 32]),
+    ("m5", &[16, 24, 32]),
+    ("880m", &[16, 24, 32, 48, 64, 96, 128]),
+];
 
-/// Computers that people name instead of their graphics, in words of the name.
-const COMPUTERS: [(&str, &str); 3] = [("strix halo", "8060s"), ("ryzen ai max 395", "8060s"), ("dgx spark", "gb10")];
+/// Computers and chips that people and drivers name instead of their graphics, in words of the name.
+const COMPUTERS: [(&str, &str); 8] = [
+    ("strix halo", "8060s"),
+    ("ryzen ai max 395", "8060s"),
+    ("dgx spark", "gb10"),
+    ("strix point", "890m"),
+    // As ROCm and older Mesa call them: `AMD Radeon Graphics (RADV GFX1151)`.
+    ("gfx1151", "8060s"),
+    ("gfx1150", "890m"),
+    ("gfx1103", "780m"),
+    ("phoenix", "780m"),
+];
 
 /// The cards in the table's order, read once.
 pub static CARDS: LazyLock<Vec<Card>> = LazyLock::new(|| {
@@ -126,18 +198,36 @@ fn sold(line: &'static str) -> Option<Sold> {
     Some(Sold { gb, system, total, free })
 }
 
-/// The rows that a description names, in the table's order.
+/// The rows that a description names, in the table's order; then those of the computer that it names.
 pub fn named(description: &str) -> impl Iterator<Item = &'static Card> + use<> {
     let words: Vec<String> = tokens(description).collect();
-    CARDS.iter().filter(move |card| card.words.split(' ').all(|word| words.iter().any(|other| other == word)))
+    let has = |named: &str| named.split(' ').all(|word| words.iter().any(|other| other == word));
+    let of_computers: Vec<&str> = COMPUTERS.iter().filter(|(named, _)| has(named)).map(|(_, card)| *card).collect();
+    let own: Vec<&Card> = CARDS.iter().filter(|card| has(card.words)).collect();
+    own.into_iter().chain(of_computers.into_iter().filter_map(|words| CARDS.iter().find(|card| card.words == words)))
 }
 
 /// The row of a card that a person names, with or without the series: `RTX 4090`, `4090`; or by its computer: `Strix Halo`.
 pub fn by_name(name: &str) -> Option<&'static Card> {
-    let series = ["", "rtx ", "gtx "].into_iter();
-    let has = |words: &str| words.split(' ').all(|word| tokens(name).any(|other| other == word));
-    let of_computer = || COMPUTERS.iter().find(|(words, _)| has(words)).and_then(|(_, card)| named(card).next());
-    series.flat_map(|series| named(&format!("{series}{name}"))).next().or_else(of_computer)
+    ["", "rtx ", "gtx "].into_iter().flat_map(|series| named(&format!("{series}{name}"))).next()
+}
+
+/// `4x RTX 3090`, `4 × RTX 3090` and `RTX 3090 x4` as a count and the rest; `None` where no count is said.
+pub fn counted(text: &str) -> Option<(usize, &str)> {
+    let is_times = |c: char| matches!(c, 'x' | 'X' | '×');
+    let count = |digits: &str| digits.parse().ok().filter(|_| digits.len() <= 2);
+    let text = text.trim();
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let of = rest.trim_start();
+    let name = of.strip_prefix(is_times).or_else(|| Some(of).filter(|of| of.len() < rest.len()));
+    let first = || Some((count(text.strip_suffix(rest)?)?, name?.trim_start()));
+    let last = || {
+        let before = text.trim_end_matches(|c: char| c.is_ascii_digit());
+        let name = before.trim_end().strip_suffix(is_times)?;
+        let is_word = name.ends_with(|c: char| c.is_whitespace());
+        Some((count(text.strip_prefix(before)?)?, name.trim_end())).filter(|_| is_word)
+    };
+    first().or_else(last).filter(|(_, name)| !name.is_empty())
 }
 
 /// The words of a name, in lower case.
@@ -207,7 +297,57 @@ mod tests {
             assert!(crate::suggest::Hint::hint(&error).is_some_and(|hint| hint.contains("main memory")), "{name}");
         }
         assert!(!by_name("RTX 4090").unwrap().is_integrated());
-        assert!(INTEGRATED.iter().all(|words| named(words).next().is_some_and(|card| card.words == *words)));
+        for (words, sizes) in UNIFIED {
+            assert!(CARDS.iter().any(|card| card.words == words) && sizes.is_sorted() && !sizes.is_empty(), "{words}");
+        }
+        assert!(
+            CARDS.iter().all(|card| card.generation != "apple" || card.is_integrated()),
+            "an Apple row lacks sizes"
+        );
+        // What drivers call graphics whose name they do not know.
+        for (name, words) in
+            [("AMD Radeon Graphics (RADV GFX1151)", "8060s"), ("AMD Radeon 880M Graphics (RADV STRIX1)", "880m")]
+        {
+            assert_eq!(named(name).next().map(|card| card.words), Some(words), "{name}");
+        }
+        assert!(named("AMD Radeon Graphics (RADV RAPHAEL_MENDOCINO)").next().is_none());
+    }
+
+    #[test]
+    fn systems_let_graphics_take_a_part_of_main_memory() {
+        // Lines of llama.cpp and of Linux, in MiB: see `may_take`.
+        for (name, gib, mib) in [
+            ("M1 Pro", 16, 10_922),
+            ("M2 Max", 32, 21_845),
+            ("M3 Pro", 36, 27 << 10),
+            ("M1 Max", 64, 49_152),
+            ("M2 Max", 96, 73_728),
+            ("8060S", 128, 64 << 10),
+            ("GB10", 128, 122_500),
+        ] {
+            assert_eq!(by_name(name).unwrap().may_take(Bytes::mib(gib << 10)).0 >> 20, mib, "{name} of {gib} GiB");
+        }
+    }
+
+    #[test]
+    fn a_count_is_before_a_name_or_behind_it() {
+        for (text, expected) in [
+            ("4x RTX 3090", Some((4, "RTX 3090"))),
+            ("4×RTX 3090", Some((4, "RTX 3090"))),
+            ("4 X 3090", Some((4, "3090"))),
+            ("2 RTX 3090", Some((2, "RTX 3090"))),
+            ("RTX 3090 x4", Some((4, "RTX 3090"))),
+            ("RTX 3090 × 2", Some((2, "RTX 3090"))),
+            ("0x RTX 3090", Some((0, "RTX 3090"))),
+            ("RTX 3090", None),
+            ("3060 laptop", None),
+            ("7900 XTX", None),
+            ("MI250X", None),
+            ("4", None),
+            ("4x", None),
+        ] {
+            assert_eq!(counted(text), expected, "{text}");
+        }
     }
 
     #[test]

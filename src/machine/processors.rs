@@ -15,6 +15,8 @@ pub struct Processor {
     pub memory: Option<f64>,
     /// GFLOP/s of a thread in micro-batches, where they are not those of its instruction set.
     pub products: Option<f64>,
+    /// The row of many processors by which it is known, where no row of its own is.
+    pub family: Option<&'static str>,
 }
 
 /// A row: its words, then cores, threads, instruction set, memory, products.
@@ -38,7 +40,7 @@ fn read([cores, threads, isa, memory, products]: [&str; 5]) -> Processor {
     let isa = serde_json::from_value(isa.into()).ok();
     let number = |cell: &str| cell.parse().ok();
     let (memory, products) = (number(memory), number(products));
-    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products }
+    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products, family: None }
 }
 
 /// What the rows say of a processor; processors that are one with their graphics have the memory of those (`Apple M3 Ultra`).
@@ -48,19 +50,41 @@ pub fn named(description: &str) -> Processor {
     let of_name = |row: &&Row| row.0.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
     let all: Vec<Row> = rows().collect();
     let mut found = Processor::default();
-    for (_, cells) in all.iter().filter(of_name) {
+    for (pattern, cells) in all.iter().filter(of_name) {
         let row = read(*cells);
         found.cores = found.cores.or(row.cores);
         found.threads = found.threads.or(row.threads);
         // A family says all of the rest.
         if found.isa.is_none() {
             (found.isa, found.memory, found.products) = (row.isa, row.memory, row.products);
+            found.family = row.isa.map(|_| *pattern).filter(|pattern| pattern.contains('#'));
         }
     }
-    if found.isa.is_none() {
-        found.memory = cards::named(&description).find_map(|card| Some(card.figures?.bandwidth));
+    found.family = found.family.filter(|_| found.cores.is_none());
+    if found.isa.is_none()
+        && let Some(card) = cards::named(&description).find(|card| card.is_integrated())
+    {
+        (found.isa, found.memory) = (card.isa(), card.figures.map(|figures| figures.bandwidth));
     }
     found
+}
+
+/// The names that a mistyped one may have meant.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    rows().map(|(words, _)| words.trim_end_matches('*')).filter(|words| !words.contains('#'))
+}
+
+/// Whether somebody who looks for a processor by these words means this row: each is a part of its words, or they name it.
+pub fn is_meant(row: &str, word: &str) -> bool {
+    let maker = match row.split([' ', '#']).next() {
+        Some("ryzen" | "threadripper" | "epyc") => "amd",
+        Some("i" | "i5" | "i7" | "i9" | "xeon" | "gold" | "ultra") => "intel core",
+        _ => "",
+    };
+    let word = word.to_ascii_lowercase();
+    let words: Vec<&str> = word.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let is_named = || row.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
+    words.iter().all(|word| row.contains(word) || maker.contains(word)) || is_named()
 }
 
 /// Whether a word is of a pattern: `#` is a digit, `*` at the end any rest.
@@ -102,10 +126,40 @@ mod tests {
             ("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", None, Some(76.8)),
             ("AMD RYZEN AI MAX+ 395 w/ Radeon 8060S", Some(16), Some(256.0)),
             ("Apple M1 Max", None, Some(400.0)),
+            ("Strix Halo", None, Some(256.0)),
             ("something else", None, None),
         ] {
             let found = named(name);
             assert_eq!((found.cores, found.memory), (cores, memory), "{name}");
         }
+    }
+
+    #[test]
+    fn processors_that_are_one_with_their_graphics_have_its_instruction_set() {
+        for (name, isa) in [
+            ("M4 Max", Some(Isa::ArmNeon)),
+            ("Apple M3 Ultra", Some(Isa::ArmNeon)),
+            ("DGX Spark", Some(Isa::ArmNeon)),
+            ("Strix Halo", Some(Isa::X86Avx512)),
+            // A card is no processor.
+            ("RTX 4090", None),
+        ] {
+            assert_eq!(named(name).isa, isa, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_family_is_not_a_processor_of_it() {
+        for (name, family) in [
+            ("Ryzen 9999", Some("ryzen 9###*")),
+            ("Ryzen 7950X", None),
+            ("AMD Ryzen 5 5600X 6-Core Processor", None),
+            ("Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", None),
+            ("M4 Max", None),
+        ] {
+            assert_eq!(named(name).family, family, "{name}");
+        }
+        let near = crate::suggest::near("ryzen5600", names());
+        assert_eq!(near.first(), Some(&"ryzen 5600"));
     }
 }

@@ -89,7 +89,7 @@ pub type MemoryByDevice = BTreeMap<String, MemoryBreakdown>;
 
 /// What devices without memory of their own take of main memory.
 pub fn shared_with_host(machine: &Machine, memory: &MemoryByDevice) -> Bytes {
-    let shared = machine.devices.iter().filter(|device| machine.is_shared(device));
+    let shared = machine.devices.iter().filter(|device| device.integrated);
     shared.filter_map(|device| memory.get(&device.name)).map(MemoryBreakdown::total).sum()
 }
 
@@ -506,7 +506,7 @@ impl<'a> Launch<'a> {
         let used = forecast.devices();
         let looks = self.run.split_mode == SplitMode::None && self.run.devices.is_none();
         let cards = (0_u16..).zip(&self.machine.devices).filter(|(at, device)| {
-            looks && device.backend.is_cuda_source() && !self.machine.is_shared(device) && !used.contains(at)
+            looks && device.backend.is_cuda_source() && !device.integrated && !used.contains(at)
         });
         cards.map(|(_, device)| device).collect()
     }

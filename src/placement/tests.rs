@@ -199,7 +199,7 @@ fn an_integrated_device_is_main_memory_and_is_loaded_without_a_map_unless_asked(
     for (device, is_shared, mode, is_mapped, buffer) in [
         ("Vulkan0=96G,shared", true, LoadMode::Auto, false, Buffer::HostPinned),
         ("Vulkan0=96G,shared", true, LoadMode::Mmap, true, Buffer::Cpu),
-        ("Vulkan0=96G", false, LoadMode::Auto, true, Buffer::Cpu),
+        ("Vulkan0=24G", false, LoadMode::Auto, true, Buffer::Cpu),
         ("CUDA0=96G,shared", true, LoadMode::Auto, false, Buffer::HostPinned),
         ("SYCL0=96G,shared", true, LoadMode::Auto, true, Buffer::Cpu),
         ("GPUOpenCL=8G", false, LoadMode::Auto, false, Buffer::Cpu),
@@ -207,7 +207,7 @@ fn an_integrated_device_is_main_memory_and_is_loaded_without_a_map_unless_asked(
         let machine = machine(&[device]);
         let run = RunConfig { load_mode: mode, repack: false, ..run(&[("exps", "CPU")]) };
         let placement = place(&model, &machine, &run).unwrap();
-        assert_eq!(machine.is_shared(&machine.devices[0]), is_shared, "{device}");
+        assert_eq!(machine.devices[0].integrated, is_shared, "{device}");
         assert_eq!(placement.is_mapped, is_mapped, "{device} {mode:?}");
         assert_eq!(buffers_of(&model, &placement, "blk.0.ffn_up_exps.weight"), [buffer], "{device} {mode:?}");
     }

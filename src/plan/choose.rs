@@ -405,7 +405,7 @@ impl Problem<'_> {
             let row = candidate.forecast.memory.get(&device.name)?;
             Some(signed(device.total, row.total() + self.request.margin))
         });
-        let shares = self.machine.devices.iter().any(|device| self.machine.is_shared(device));
+        let shares = self.machine.is_unified();
         let there = self.machine.devices.is_empty() || !candidate.run.offload_kqv || shares;
         let used = candidate.forecast.in_main_memory(self.machine) + candidate.forecast.host_needs.least();
         let host = self.machine.host.ram.filter(|_| there).map(|ram| signed(ram, used));

@@ -10,7 +10,7 @@ use super::solver::{Computes, Objective, Problem};
 use super::sweep::Point;
 use super::{ContextChoice, Error, ModelSummary, Request};
 use crate::bytes::{Bytes, GIB, MIB};
-use crate::machine::cards::{CARDS, Card, Sold};
+use crate::machine::cards::{self, CARDS, Card, Sold};
 use crate::machine::{Backend, Device, Machine, Ram};
 use crate::model::Model;
 use crate::number::{rate, seconds, tokens};
@@ -147,6 +147,8 @@ const DOUBLINGS: u32 = 6;
 const NO_GAIN: f64 = 0.001;
 /// GB/s of a data sheet that two channels reach, and that any server's memory does.
 const CHANNELS: [u64; 2] = [130, 1200];
+/// GB of main memory that computers are sold with.
+const SIZES: [u32; 16] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048];
 /// Main memory that is sold, slowest first as llama.cpp gets to use it.
 const KITS: [&str; 12] = [
     "ddr4-2666x2",
@@ -245,7 +247,9 @@ pub fn upgrades(
         let machine = Machine { devices, host: machine.host.clone() };
         answers.push(asked.plan(machine, flags, 0, label)?);
     }
-    if let [only] = machine.devices.as_slice() {
+    if let [only] = machine.devices.as_slice()
+        && !machine.is_unified()
+    {
         let nominal = only.sold_as.map_or(only.total.0.div_ceil(GIB), u64::from);
         let is_larger = |card: &Candidate| {
             let is_faster = device_rates(&card.device).weights >= device_rates(only).weights;
@@ -256,11 +260,18 @@ pub fn upgrades(
         }
     }
     let memory = host_rates(&machine.host).memory;
-    if let Some((kit, bandwidth)) = kits().find(|(_, bandwidth)| table::memory(*bandwidth) > memory * 1.05) {
+    if let Some((kit, bandwidth)) = kits().find(|(_, bandwidth)| table::memory(*bandwidth) > memory * 1.05)
+        && !machine.is_unified()
+    {
         answers.push(asked.with_memory_speed(machine, bandwidth, Some(kit))?);
     }
-    if let Some(ram) = machine.host.ram {
-        answers.push(asked.with_main_memory(machine, ram.0.div_ceil(GIB) * 2)?);
+    // The system keeps a part of what was sold.
+    let (sizes, ram) = (sizes(machine), machine.host.ram.map(|ram| ram.0.div_ceil(GIB)));
+    let sold = ram.and_then(|ram| sizes.iter().map(|gb| u64::from(*gb)).find(|gb| *gb >= ram));
+    // Modules come in pairs of one kind; what is part of a chip is sold in the next size.
+    let least = |sold: u64| if machine.is_unified() { sold + 1 } else { sold * 2 };
+    if let Some(more) = sold.and_then(|sold| sizes.iter().map(|gb| u64::from(*gb)).find(|gb| *gb >= least(sold))) {
+        answers.push(asked.with_main_memory(machine, more)?);
     }
     Ok(answers)
 }
@@ -356,9 +367,11 @@ impl<'a> Asked<'a> {
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
         self.least("budget", of_model.0.div_ceil(STEP).max(16), |steps| {
             let mut machine = machine.clone();
+            let ram = machine.host.ram.unwrap_or(Bytes(u64::MAX));
             for device in &mut machine.devices {
                 let share = u128::from(steps * STEP) * u128::from(device.total.0) / u128::from(largest.max(1));
-                let budget = u64::try_from(share).unwrap_or(u64::MAX) / MIB * MIB;
+                let most = if device.integrated { ram.0 } else { u64::MAX };
+                let budget = u64::try_from(share).unwrap_or(u64::MAX).min(most) / MIB * MIB;
                 *device = limited(device, Bytes(budget.max(MIB)));
             }
             let budgets = || machine.devices.iter().map(|device| device.total);
@@ -371,20 +384,49 @@ impl<'a> Asked<'a> {
     }
 
     fn main_memory(&self, machine: &Machine) -> Result<Change, Error> {
+        if machine.is_unified() {
+            let mut last = None;
+            for gib in sizes(machine).into_iter().map(u64::from) {
+                let answer = self.with_main_memory(machine, gib)?;
+                if self.is_reached(&answer) {
+                    return Ok(Change { answers: vec![answer], reason: None });
+                }
+                last = Some(self.missing(&answer));
+            }
+            let reason = format!("No memory that its computer is sold with reaches it: {}", last.unwrap_or_default());
+            return Ok(Change::none(reason));
+        }
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
         self.least("main memory", of_model.0.div_ceil(GIB) + 4, |gib| self.with_main_memory(machine, gib))
     }
 
+    /// Devices that use it get the same share of more as they had, or what the system lets them have.
     fn with_main_memory(&self, machine: &Machine, gib: u64) -> Result<Answer, Error> {
         let mut machine = machine.clone();
-        machine.host.ram = Some(Bytes(gib * GIB));
+        let ram = Bytes(gib * GIB);
+        let before = machine.host.ram.replace(ram).filter(|before| before.0 > 0);
         let kind = self.bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
-        let flags = vec!["--ram".into(), format!("{gib}G{kind}")];
+        let mut flags = vec!["--ram".into(), format!("{gib}G{kind}")];
+        if machine.is_unified() {
+            for device in machine.devices.iter_mut().filter(|device| device.integrated) {
+                let by_system =
+                    device.card().filter(|card| before.is_none_or(|ram| card.may_take(ram) == device.total));
+                let scaled = |before: Bytes| u128::from(device.total.0) * u128::from(ram.0) / u128::from(before.0);
+                let share = before.and_then(|before| u64::try_from(scaled(before)).ok()).unwrap_or(ram.0);
+                let budget = by_system.map_or(Bytes(share.min(ram.0)), |card| card.may_take(ram));
+                *device = limited(device, Bytes(budget.0 / MIB * MIB));
+            }
+            let sizes = machine.devices.iter().map(|device| format!("{}M", device.total.0 / MIB));
+            flags.extend(["--budget".into(), sizes.collect::<Vec<_>>().join(",")]);
+        }
         self.plan(machine, flags, gib * GIB, format!("{gib} GiB of main memory"))
     }
 
     /// Two channels are used better than many, so that both are searched.
     fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
+        if machine.is_unified() {
+            return Ok(Change::none(UNIFIED));
+        }
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
         let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);
         let mut range = (0, CHANNELS[0]);
@@ -421,6 +463,9 @@ impl<'a> Asked<'a> {
 
     /// The smallest cards that reach it; a card that the request cannot be carried out on does not.
     fn card(&self, machine: &Machine) -> Change {
+        if machine.is_unified() {
+            return Change::none(UNIFIED);
+        }
         let (mut answers, mut last) = (Vec::new(), None);
         for card in cards(machine.devices.first()) {
             match self.with_card(machine, &card) {
@@ -445,6 +490,15 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Why neither a card nor a kit of main memory is looked for.
+const UNIFIED: &str = "Graphics and main memory are one here: neither another card nor faster memory is looked for";
+
+/// GB of main memory that a computer like this can be bought with, the least first.
+fn sizes(machine: &Machine) -> Vec<u32> {
+    let card = machine.devices.iter().filter(|device| device.integrated).find_map(Device::card);
+    card.map(Card::computers).filter(|sizes| !sizes.is_empty()).unwrap_or(&SIZES).to_vec()
+}
+
 /// A card that can be bought, in one of its sizes.
 struct Candidate {
     card: &'static Card,
@@ -457,7 +511,7 @@ struct Candidate {
 /// cannot be bought alone, nor can Apple's.
 fn cards(like: Option<&Device>) -> Vec<Candidate> {
     let mut found = Vec::new();
-    let is_sold_alone = |card: &&Card| !card.words.ends_with("laptop") && card.backend() != Backend::Metal;
+    let is_sold_alone = |card: &&Card| !card.words.ends_with("laptop") && !card.is_integrated();
     for card in CARDS.iter().filter(is_sold_alone).filter(|card| card.figures.is_some()) {
         let mut sizes: Vec<Sold> = Vec::new();
         for sold in &card.sold {
@@ -471,13 +525,8 @@ fn cards(like: Option<&Device>) -> Vec<Candidate> {
             let name = card.words.to_uppercase();
             let name = if at == 0 { name } else { format!("{name}={}G", sold.gb) };
             let mut flags = vec!["--gpu".to_string(), name.clone()];
-            flags.extend(
-                backend
-                    .and_then(Backend::device_prefix)
-                    .into_iter()
-                    .flat_map(|prefix| ["--backend".to_string(), prefix.to_ascii_lowercase()]),
-            );
-            let device = Device::of_cards(&[name], backend).ok().and_then(|devices| devices.into_iter().next());
+            flags.extend(backend.into_iter().flat_map(backend_flag));
+            let device = Device::of_cards(&[name], backend, None).ok().and_then(|devices| devices.into_iter().next());
             found.extend(device.map(|device| Candidate { card, sold, device, flags }));
         }
     }
@@ -486,20 +535,39 @@ fn cards(like: Option<&Device>) -> Vec<Candidate> {
     found
 }
 
+fn backend_flag(backend: Backend) -> [String; 2] {
+    ["--backend".to_string(), format!("{backend:?}").to_lowercase()]
+}
+
 /// The flags that describe these devices, as far as they are cards by name or by size.
 fn flags_of(devices: &[Device]) -> Vec<String> {
     let size = |device: &Device| match device.sold_as {
         Some(gb) => format!("{gb}G"),
         None => format!("{}M", device.total.0 / MIB),
     };
-    let names: Option<Vec<String>> =
-        devices.iter().map(|device| Some(format!("{}={}", device.description.as_ref()?, size(device)))).collect();
-    let is_one_kind = devices.iter().all(|device| Some(device.backend) == devices.first().map(|first| first.backend));
+    let first = devices.first().map(|first| first.backend);
+    let is_one_kind = devices.iter().all(|device| Some(device.backend) == first);
+    let is_usual = |device: &Device| device.card().is_some_and(|card| card.backend() == device.backend);
+    let name = |device: &Device| {
+        let name = device.description.as_ref().filter(|name| cards::by_name(name).is_some() && !name.contains(','))?;
+        (is_one_kind || is_usual(device)).then(|| format!("{name}={}", size(device)))
+    };
+    let names: Option<Vec<String>> = devices.iter().map(name).collect();
+    // More sizes than a machine file has devices are refused: sizes alone stand for cards that are sold.
+    let are_sold = devices.iter().all(|device| device.sold_as.is_some() && !device.integrated);
     match names {
-        Some(names) => vec!["--gpu".into(), names.join(",")],
-        None if is_one_kind => vec!["--vram".into(), devices.iter().map(size).collect::<Vec<_>>().join(",")],
+        Some(names) => {
+            let backend = first.filter(|_| !devices.iter().all(is_usual)).map(backend_flag);
+            ["--gpu".into(), names.join(",")].into_iter().chain(backend.into_iter().flatten()).collect()
+        }
+        None if is_one_kind && are_sold => {
+            vec!["--vram".into(), devices.iter().map(size).collect::<Vec<_>>().join(",")]
+        }
         None => {
-            let of = |device: &Device| ["--device".to_string(), format!("{}={}", device.buffer, size(device))];
+            let shared = |device: &Device| if device.integrated { ",shared" } else { "" };
+            let of = |device: &Device| {
+                ["--device".to_string(), format!("{}={}{}", device.buffer, size(device), shared(device))]
+            };
             devices.iter().flat_map(of).collect()
         }
     }

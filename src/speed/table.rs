@@ -81,10 +81,15 @@ const FILLED: f64 = 4000.0;
 fn class(device: &Device) -> (Figures, &'static str) {
     let gib = device.sold_as.map_or(device.total.0 >> 30, u64::from);
     let row = |bandwidth, products, link, op| Figures { bandwidth, products, link, op };
+    let integrated = "graphics with main memory of its size";
     match (device.backend, gib) {
         (Backend::Metal, 0..32) => (row(200.0, 4.0, 100.0, 7.5), "an Apple device of its size"),
         (Backend::Metal, 32..100) => (row(400.0, 9.0, 200.0, 7.5), "an Apple device of its size"),
         (Backend::Metal, _) => (row(800.0, 20.0, 400.0, 7.5), "an Apple device of its size"),
+        (Backend::Cuda, _) if device.integrated => (row(273.0, 35.0, 200.0, 2.5), integrated),
+        // Of a DGX Spark's, a Strix Halo's, and a laptop's.
+        (_, 40..) if device.integrated => (row(256.0, 18.0, 200.0, 4.0), integrated),
+        (_, _) if device.integrated => (row(120.0, 3.0, 60.0, 6.0), integrated),
         // Most cards of other makers run by Vulkan are AMD's.
         (Backend::Rocm | Backend::Vulkan, 0..9) => (row(280.0, 5.0, 16.0, 4.5), "a typical card of up to 8 GiB"),
         (Backend::Rocm | Backend::Vulkan, 9..14) => (row(400.0, 6.0, 32.0, 4.5), "a typical card of 12 GiB"),
@@ -93,9 +98,7 @@ fn class(device: &Device) -> (Figures, &'static str) {
         (Backend::Rocm | Backend::Vulkan, 24..28) => (row(960.0, 48.0, 32.0, 4.0), "a typical card of 24 GiB"),
         (Backend::Rocm | Backend::Vulkan, 28..40) => (row(640.0, 38.0, 32.0, 4.0), "a typical card of 32 GiB"),
         (Backend::Rocm | Backend::Vulkan, 40..60) => (row(864.0, 44.0, 32.0, 4.0), "a typical card of 48 GiB"),
-        (Backend::Rocm | Backend::Vulkan, 60..140) => {
-            (row(256.0, 18.0, 200.0, 4.0), "graphics with main memory of its size")
-        }
+        (Backend::Rocm | Backend::Vulkan, 60..140) => (row(256.0, 18.0, 200.0, 4.0), integrated),
         (Backend::Rocm | Backend::Vulkan, _) => (row(5300.0, 75.0, 64.0, 4.5), "a card of 192 GiB"),
         (_, 0..9) => (row(360.0, 14.0, 16.0, 2.6), "a typical card of up to 8 GiB"),
         (_, 9..14) => (row(450.0, 22.0, 32.0, 2.6), "a typical card of 12 GiB"),
@@ -104,7 +107,7 @@ fn class(device: &Device) -> (Figures, &'static str) {
         (_, 28..40) => (row(1500.0, 80.0, 64.0, 2.0), "a typical card of 32 GiB"),
         (_, 40..60) => (row(850.0, 40.0, 32.0, 2.5), "a typical card of 48 GiB"),
         (_, 60..110) => (row(1800.0, 70.0, 64.0, 2.5), "a typical card of 80 GiB or more"),
-        (_, 110..132) => (row(273.0, 35.0, 200.0, 2.5), "graphics with main memory of its size"),
+        (_, 110..132) => (row(273.0, 35.0, 200.0, 2.5), integrated),
         (_, _) => (row(4800.0, 110.0, 64.0, 2.5), "a typical card of 140 GiB and more"),
     }
 }
@@ -136,9 +139,10 @@ fn software() -> DeviceRates {
 /// Up to so much main memory has two channels, GB/s of its data sheet; more has four to twelve.
 const TWO_CHANNELS: f64 = 130.0;
 
-/// What llama.cpp gets out of main memory of so many GB/s by its data sheet: small experts keep few channels busy.
+/// What llama.cpp gets out of main memory of so many GB/s by its data sheet: small experts keep few channels busy. To the MB/s, as
+/// people read it.
 pub fn memory(data_sheet: f64) -> f64 {
-    data_sheet * if data_sheet <= TWO_CHANNELS { 0.6 } else { 0.4 }
+    (data_sheet * if data_sheet <= TWO_CHANNELS { 600.0 } else { 400.0 }).round() / 1000.0
 }
 
 /// The rates of a host by its processor's name, else by its cores and its instruction set.
@@ -160,7 +164,10 @@ pub fn host(host: &Host) -> HostRates {
         Isa::Generic => (3.5, 12.0),
     };
     let (named, about) = match (&host.processor, host.cores) {
-        (Some(name), _) if known.memory.is_some() => (true, format!("table: {name}")),
+        (Some(name), _) if known.memory.is_some() => {
+            let family = known.family.map_or(String::new(), |family| format!(", by its family {family}"));
+            (true, format!("table: {name}{family}"))
+        }
         (_, Some(n)) => (false, format!("guess: a host of {n} cores")),
         (_, None) => (false, format!("guess: a host of {cores} cores assumed")),
     };
@@ -202,6 +209,9 @@ mod tests {
             assert_eq!(device(&described(description)).basis, basis, "{description}");
         }
         let parsed = |text| device(&Device::parse(text).unwrap());
+        // Main memory is not as fast as a card's of that size.
+        let [shared, card] = ["Vulkan0=16G,shared", "Vulkan0=16G"].map(parsed);
+        assert!(shared.weights * 2.0 < card.weights, "{} {}", shared.basis, card.basis);
         let elsewhere = parsed("RPC0[10.0.0.2:1]=24G");
         assert_eq!(elsewhere.basis, "guess: a typical card of 24 GiB behind 1 Gbit/s; calibrate to be sure");
         for server in ["RPC0[127.0.0.1:1]=24G", "RPC0[localhost:50052]=24G", "RPC0[[::1]:1]=24G", "RPC0=24G"] {

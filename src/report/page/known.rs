@@ -14,7 +14,8 @@ impl Document for Known {
         let rate = |rate: Option<f64>| rate.map_or_else(unknown, |rate| format!("{rate:.0} GB/s"));
         let cards = self.cards.iter().map(|card| {
             let sizes: Vec<String> = card.sold.iter().map(|gb| format!("{gb}G")).collect();
-            row![card.name, sizes.join(", "), rate(card.bandwidth)]
+            let of = if card.integrated { "main memory: " } else { "" };
+            row![card.name, format!("{of}{}", sizes.join(", ")), rate(card.bandwidth)]
         });
         page.push(Block::table("Cards, for --gpu", Table::rows_of("name|memory|>bandwidth", cards)));
         let processors = self.processors.iter().map(|known| {
