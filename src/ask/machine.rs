@@ -35,9 +35,9 @@ pub struct Described {
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device"])
     )]
     pub gpu: Vec<String>,
-    /// Use so much of each device, in order, whatever describes it: 12G,8G.
+    /// Limit each device, in order, to this size: 12G,8G.
     ///
-    /// Exact sizes; more than it has asks about a larger one of the same speed. A device that gets 0, or no size, is left out.
+    /// Exact sizes. A size above what the device has means a larger device of the same speed. A device that gets 0, or no size, is left out.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
     pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2.

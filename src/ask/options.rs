@@ -89,7 +89,7 @@ pub struct Planning {
     #[cfg_attr(feature = "cli", arg(skip))]
     #[serde(skip)]
     pub dialect: Dialect,
-    /// Show what takes the memory, and what every other choice would give.
+    /// Show where memory and time go, and what the alternatives would give.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.

@@ -359,8 +359,8 @@ pub struct EngineArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Runs {
-    /// llama-server where one is named with --llama-server or MOEPLAN_LLAMA_SERVER, else the embedded llama.cpp where this
-    /// moeplan has it, else the llama-server that is found.
+    /// The llama-server named with --llama-server or MOEPLAN_LLAMA_SERVER; otherwise the embedded llama.cpp, if built in;
+    /// otherwise the llama-server found.
     Auto,
     /// The real llama-server.
     Server,

@@ -98,7 +98,7 @@ pub enum Command {
     Mcp(mcp::Args),
     /// List, show and check placement rule files.
     Rules(rules::Args),
-    /// Write a GGUF with the header of a known model: a hole, random weights, or tiny.
+    /// Write a GGUF with the header of a known model: sparse, with random weights, or tiny.
     Synth(synth::Args),
     /// Print completions for a shell.
     Completions(completions::Args),
@@ -224,7 +224,7 @@ impl Output {
         given.unwrap_or_else(|| {
             found().map_or(REFERENCE, |build| {
                 self.say(&format!(
-                    "for llama.cpp b{build}, the llama-server of this computer; --build N is for another"
+                    "assuming llama.cpp b{build}, this computer's llama-server; --build N chooses another"
                 ));
                 build
             })

@@ -43,19 +43,19 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
-    /// The least machine that gives `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    /// Find the smallest machine that reaches `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
     ///
-    /// The least budget, card, main memory and memory speed, each with all else as it is. Several, repeated or in a list, are wanted
-    /// together.
+    /// Changes the budget, the card, main memory or memory speed, one at a time. Of several targets, repeated or in a list, all must be
+    /// met.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
     #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
     pub want: Vec<Want>,
     /// Share the machine among the MODELs, which then stay loaded together.
     ///
-    /// The slowest turn is made as fast as can be. --emit llama-swap or ini prints one file for all.
+    /// Minimises the slowest turn. --emit llama-swap or ini prints one file for all.
     #[arg(long, help_heading = "Answer", conflicts_with_all = ["sweep", "rules", "upgrade", "want", "recipes"])]
     pub together: bool,
-    /// With --together: how much each model counts; the largest of weight × slowdown is made small.
+    /// With --together: the weight of each model; minimises the largest weight × slowdown.
     ///
     /// A slowdown is the time of a turn by the time of one with the whole machine.
     #[arg(long, help_heading = "Answer", value_name = "N,…", value_delimiter = ',', requires = "together")]
@@ -325,7 +325,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
                 output.say(&format!("error: {}", lint.message));
             }
             for (device, over) in &plan.check.shortfall {
-                output.say(&format!("warning: {device} is short of {over}"));
+                output.say(&format!("warning: {device} is {over} over its budget"));
             }
         }
         (None, Format::Html) => {

@@ -176,7 +176,7 @@ impl PlanOptions {
             return Ok(());
         }
         let why = format!("the plan `{}` decides that already", path.display());
-        self.refuse_typed(|_| and_launch, &why, "leave it out, or name the model instead of the plan to plan anew")
+        self.refuse_typed(|_| and_launch, &why, "leave it out, or name the model instead of the plan to plan again")
     }
 
     /// Refuses what a whole command says itself; `-t` and `--embedding` are for one that does not.

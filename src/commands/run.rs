@@ -33,7 +33,7 @@ const WIDTH: usize = 80;
 /// The bar that holds the panel while it is shown: lines of log are printed above it.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// Plan, launch llama-server, and stay in front of it: predicted beside measured once it is loaded.
+/// Plan, launch llama-server in the foreground, and compare predicted with measured memory once it is loaded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan run model.gguf --vram 24G
@@ -111,7 +111,7 @@ fn start(
         if let Some(free) = free.get(name).filter(|free| row.total() > **free) {
             let needs = row.total();
             output.say(&format!(
-                "warning: {free} of {name} are free now, and the launch needs {needs}: plan again, or end what holds it"
+                "warning: {free} of {name} are free now, and the launch needs {needs}: plan again, or close the program that holds it"
             ));
         }
     }
@@ -178,7 +178,7 @@ impl<'a> Follow<'a> {
         if free.is_empty() {
             return Err(Refusal::new(
                 "--follow needs NVIDIA's driver, and finds no card of it here",
-                "what is free on other devices is not looked at again: leave --follow out",
+                "--follow cannot watch other devices: leave it out",
             ));
         }
         Ok(Self { args, engine, free, looked: Instant::now(), seen: 0 })
@@ -214,10 +214,10 @@ impl<'a> Follow<'a> {
         }
         (self.free, self.seen) = (free, 0);
         match next {
-            Err(error) => output.say(&format!("the server stays as it is: {error:#}")),
-            Ok(next) if !next.fits() => output.say("the server stays as it is: nothing fits what is free"),
+            Err(error) => output.say(&format!("keeping the server: {error:#}")),
+            Ok(next) if !next.fits() => output.say("keeping the server: nothing fits what is free"),
             Ok(next) if next.launch.run == now.launch.run => {
-                output.say("the server stays as it is: it is still the best");
+                output.say("keeping the server: it is still the best");
             }
             Ok(next) => return Some(next),
         }

@@ -294,7 +294,7 @@ impl Subject<'_> {
             costs,
         };
         let mut terms = vec![
-            ("routed experts", experts, fixed("what is left of the budget goes here")),
+            ("routed experts", experts, fixed("use the rest of the budget")),
             ("other weights", others, fixed(self.why_others_stay())),
             ("context", row.context, of_context),
             ("compute", row.compute, of_compute),
@@ -310,10 +310,10 @@ impl Subject<'_> {
         let Problem { model, request, .. } = self.problem;
         match request.strategy {
             Strategy::Auto if model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert) => {
-                "they move only when no expert is left to move"
+                "move only after all experts"
             }
-            Strategy::Auto => "they move where they do not fit, feed-forward weights first",
-            _ => "this strategy leaves them where they are: --strategy auto may move them",
+            Strategy::Auto => "move if they do not fit, feed-forward weights first",
+            _ => "stay with this strategy; --strategy auto may move them",
         }
     }
 
@@ -408,7 +408,7 @@ impl Subject<'_> {
 /// Contexts of the ladder beside the model's own, in tokens.
 const LADDER: [u32; 4] = [8192, 32768, 65536, 131_072];
 const QUANTIZED: &str = "-ctk q8_0 -ctv q8_0";
-const QUALITY: &str = "a quantized cache costs quality that no speed shows";
+const QUALITY: &str = "a quantized cache lowers quality, which speed figures do not show";
 const NO_MARGIN: &str = "this leaves no margin for prediction error";
 
 fn quantize(to: &mut Request) {

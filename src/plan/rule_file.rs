@@ -743,7 +743,7 @@ fn counted(rule: &PlacementRule, row: &mut RuleRow, model: &Model, owner: &mut B
         row.warnings.push(nothing(rule, model));
     } else if mine.is_empty() {
         let lines: Vec<String> = taken.keys().map(ToString::to_string).collect();
-        row.warnings.push(format!("decides nothing: line {} takes all that it matches", lines.join(", ")));
+        row.warnings.push(format!("has no effect: line {} takes everything that it matches", lines.join(", ")));
     }
     let kinds: BTreeSet<&str> = matched.iter().filter_map(|at| Some(kind(model.tensors.get(*at)?))).collect();
     for wanted in rule.fill.iter().flat_map(|fill| &fill.order) {

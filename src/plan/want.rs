@@ -214,7 +214,7 @@ pub fn want(
         asked.request.context = ContextChoice::Fixed(n_ctx);
         asked.flags.extend(["-c".into(), n_ctx.to_string()]);
     }
-    let now = asked.plan(machine.clone(), Vec::new(), 0, "as it is".into())?;
+    let now = asked.plan(machine.clone(), Vec::new(), 0, "this machine".into())?;
     Ok(Wanted {
         schema: "moeplan/want/1".into(),
         model: super::summary(model, path),
@@ -296,7 +296,7 @@ impl<'a> Asked<'a> {
     /// What is missing of what is wanted.
     fn missing(&self, answer: &Answer) -> String {
         let unmet = self.wants.iter().filter(|want| !want.is_met(&answer.point));
-        let over = answer.point.shortfall.iter().map(|(name, over)| format!("{name} is short of {over}"));
+        let over = answer.point.shortfall.iter().map(|(name, over)| format!("{name} is {over} over"));
         let found = unmet.map(|want| want.found(&answer.point));
         format!("with {} {}", answer.point.label, over.chain(found).collect::<Vec<_>>().join(", "))
     }
@@ -336,7 +336,7 @@ impl<'a> Asked<'a> {
             (most, top) = (most * 2, next);
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("No {what} reaches it: {}", self.missing(&top))));
+            return Ok(Change::none(format!("No amount of {what} is enough: {}", self.missing(&top))));
         }
         Ok(Change { answers: vec![self.bisected((0, most), top, at)?], reason: None })
     }
@@ -362,7 +362,7 @@ impl<'a> Asked<'a> {
 
     fn budget(&self, machine: &Machine) -> Result<Change, Error> {
         let Some(largest) = machine.devices.iter().map(|device| device.total.0).max() else {
-            return Ok(Change::none("No device is described: --vram or --gpu describes one"));
+            return Ok(Change::none("No device is described: add --vram or --gpu"));
         };
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
         self.least("budget", of_model.0.div_ceil(STEP).max(16), |steps| {
@@ -436,7 +436,7 @@ impl<'a> Asked<'a> {
             top = at(range.1)?;
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("No memory speed reaches it: {}", self.missing(&top))));
+            return Ok(Change::none(format!("No memory speed is enough: {}", self.missing(&top))));
         }
         let least = self.bisected(range, top, at)?;
         let enough = host_rates(&least.machine.host).memory;
@@ -477,7 +477,7 @@ impl<'a> Asked<'a> {
                 break;
             }
         }
-        let none = || format!("No card that is known reaches it alone: {}", last.unwrap_or_default());
+        let none = || format!("No single known card is enough: {}", last.unwrap_or_default());
         let reason = answers.is_empty().then(none);
         Change { answers, reason }
     }

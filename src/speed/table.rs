@@ -81,7 +81,7 @@ const FILLED: f64 = 4000.0;
 fn class(device: &Device) -> (Figures, &'static str) {
     let gib = device.sold_as.map_or(device.total.0 >> 30, u64::from);
     let row = |bandwidth, products, link, op| Figures { bandwidth, products, link, op };
-    let integrated = "graphics with main memory of its size";
+    let integrated = "an integrated GPU of its size";
     match (device.backend, gib) {
         (Backend::Metal, 0..32) => (row(200.0, 4.0, 100.0, 7.5), "an Apple device of its size"),
         (Backend::Metal, 32..100) => (row(400.0, 9.0, 200.0, 7.5), "an Apple device of its size"),
@@ -168,8 +168,8 @@ pub fn host(host: &Host) -> HostRates {
             let family = known.family.map_or(String::new(), |family| format!(", by its family {family}"));
             (true, format!("table: {name}{family}"))
         }
-        (_, Some(n)) => (false, format!("guess: a host of {n} cores")),
-        (_, None) => (false, format!("guess: a host of {cores} cores assumed")),
+        (_, Some(n)) => (false, format!("guess: host with {n} cores")),
+        (_, None) => (false, format!("guess: host with {cores} cores (assumed)")),
     };
     let [uncertainty_pp, uncertainty_tg] = if named { NAMED } else { GUESSED };
     HostRates {

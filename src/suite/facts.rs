@@ -76,7 +76,7 @@ pub fn weights(is_said_synthetic: bool, metadata: Option<&Metadata>, files: &[Mo
         _ if is_said_synthetic => (Some(true), "--synthetic was given"),
         None => (None, "the model's file is not known here"),
         Some(metadata) if is_marked(metadata) => (Some(true), "the header says that moeplan synth wrote the file"),
-        Some(_) if hole(files).is_some() => (Some(true), "the file is a hole: most of its bytes are not on the disk"),
+        Some(_) if hole(files).is_some() => (Some(true), "the file is sparse: most of its bytes are not on disk"),
         Some(_) => (Some(false), "nothing in the header or on the disk says that they are made up"),
     };
     Weights { synthetic, basis: basis.to_string() }

@@ -144,7 +144,7 @@ impl Document for Launched {
             _ if rows.is_empty() => {
                 (Verdict::Open, "Its log shows no memory figures, so nothing can be compared.".into())
             }
-            None => (Verdict::Good, "As predicted, within the tolerance asked for.".into()),
+            None => (Verdict::Good, "As predicted, within the tolerance.".into()),
             Some(outside) => (Verdict::Bad, format!("Not as predicted: {outside}.")),
         };
         page.push(Block::Verdict(verdict, text));

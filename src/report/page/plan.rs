@@ -29,6 +29,7 @@ impl Document for Checked {
         let mut page = Page::new("Check", name(&self.model), about(&self.model, None));
         let (verdict, text) = verdict(check);
         page.push(Block::Verdict(verdict, text));
+        page.push(lints(check, |severity| severity == Severity::Error));
         page.push(check.uncounted.chunk_by(|a, b| a.reason == b.reason).filter_map(|terms| {
             let what: Vec<&str> = terms.iter().map(|term| &*term.what).collect();
             let reason = &terms.first()?.reason;
@@ -55,7 +56,7 @@ impl Document for Checked {
         page.push(overrides(check));
         placed(&mut page, check);
         page.detail(basis(check, check.speed.as_ref().map(|speed| speed.basis.as_str())));
-        page.push(lints(check, |_| true));
+        page.push(lints(check, |severity| severity > Severity::Error));
         vec![page]
     }
 
@@ -69,6 +70,7 @@ impl Document for Plan {
         let check = &self.check;
         let mut page = Page::new("Plan", name(&self.model), about(&self.model, Some(&self.machine)));
         page.push(self.verdict());
+        page.push(lints(check, |severity| severity == Severity::Error));
         page.push(Block::KeyFigures(self.figures()));
         page.push(Block::Command(String::new(), self.command.clone()));
         page.push(by_device(check, self.margin));
@@ -84,7 +86,7 @@ impl Document for Plan {
         page.detail(overrides(check));
         page.detail(basis(check, Some(&self.speed.basis)));
         page.push(warnings(&self.warnings));
-        page.push(lints(check, |severity| severity <= Severity::Warning));
+        page.push(lints(check, |severity| severity == Severity::Warning));
         page.detail(lints(check, |severity| severity == Severity::Info));
         vec![page]
     }
@@ -252,7 +254,7 @@ fn projected(asked: &Projected) -> Vec<Block> {
     });
     let table = Table::rows_of("term|>predicted|>asked|", rows);
     let said = format!(
-        "Asked: {}, {}. It prints whole MiB of the devices that it finds; its outputs are its own, not llama-server's.",
+        "From {}, {}. It prints whole MiB for the devices it finds, and sizes output rows for itself, not for llama-server.",
         asked.program, asked.version
     );
     let table = Block::table("What an installed llama-fit-params says of the same flags", table);
@@ -364,7 +366,7 @@ pub(super) fn warnings(warnings: &[Warning]) -> impl Iterator<Item = Block> + '_
 impl Plan {
     fn verdict(&self) -> Block {
         if !self.check.fits() {
-            let text = format!("Does not fit: short on {}. {}.", short(&self.check.shortfall), self.remedy());
+            let text = format!("Does not fit: {}. {}.", short(&self.check.shortfall), self.remedy());
             return Block::Verdict(Verdict::Bad, text);
         }
         if self.check.is_refused() {
@@ -391,13 +393,13 @@ impl Plan {
             (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
             (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
             (false, Strategy::AllOnDevice | Strategy::Rules) => {
-                "Experts may not be moved by this strategy: --strategy auto moves them to the host"
+                "This strategy does not move experts; --strategy auto moves them to the host"
             }
             (false, _) if self.placement.blocks_with_experts == 0 => {
                 "The model is dense: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a smaller file"
             }
             (false, _) => {
-                "Every routed expert that may move is on the host: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a \
+                "All movable experts are already on the host: try a smaller -c or -ub, -ctk q8_0 -ctv q8_0, or a \
                  smaller file"
             }
         }
@@ -428,7 +430,7 @@ impl Plan {
             return KeyFigure::new("Experts", "all", format!("{blocks} blocks on the devices: {devices}"));
         }
         let devices = if devices.is_empty() { devices } else { format!("; {devices}") };
-        let note = format!("blocks on the host, whole or in part: {}{devices}", split.routed_expert_bytes_on_host);
+        let note = format!("blocks wholly or partly on the host: {}{devices}", split.routed_expert_bytes_on_host);
         KeyFigure::new("Experts", format!("{host} of {blocks}"), note)
     }
 
@@ -476,9 +478,9 @@ impl Plan {
             row![phase, term.what, format!("{:.2}", term.seconds)]
         });
         let tables = [
-            ("What takes the room", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
-            ("What takes the time", Table::rows_of("phase|time goes to|>seconds", times)),
-            ("Contexts", self.ladder()),
+            ("Where the memory goes", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
+            ("Where the time goes", Table::rows_of("phase|time goes to|>seconds", times)),
+            ("Contexts (-c N)", self.ladder()),
             ("Alternatives", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
@@ -487,7 +489,7 @@ impl Plan {
 }
 
 pub(super) fn fits<'a>(fits: bool, shortfall: impl IntoIterator<Item = (&'a String, &'a Bytes)>) -> String {
-    let short = |(name, over): (&String, &Bytes)| format!("{name} short of {over}");
+    let short = |(name, over): (&String, &Bytes)| format!("{name} over by {over}");
     if fits { "yes".into() } else { shortfall.into_iter().map(short).collect::<Vec<_>>().join(", ") }
 }
 

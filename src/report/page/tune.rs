@@ -43,7 +43,7 @@ impl super::Document for Document {
         let (prompt, generate, depth) = (subject.prompt, subject.generate, subject.depth);
         let turn = format!("turn: {prompt} tokens of prompt, {generate} generated, at depth {depth}");
         page.push(Block::Prose(format!("{turn}; measured on {}", subject.program)));
-        page.push(Block::Table("Every launch that took part".into(), table(self)));
+        page.push(Block::Table("All launches".into(), table(self)));
         page.push(notes(self).into_iter().map(|note| Block::Note(Verdict::Open, note, None)));
         page.detail(Block::Table("The machine".into(), machine(self)));
         vec![page]

@@ -14,21 +14,20 @@ impl Document for Wanted {
         let mut page = Page::new("Want", name(&self.model), about(&self.model, Some(&self.now.machine)));
         let wanted = self.wants.iter().map(wanted).collect::<Vec<_>>().join(" and ");
         page.push(match (self.reached, self.is_reachable()) {
-            (true, _) => Block::Verdict(Verdict::Good, format!("This machine gives {wanted}.")),
+            (true, _) => Block::Verdict(Verdict::Good, format!("This machine reaches {wanted}.")),
             (_, true) => {
-                let text =
-                    format!("This machine does not give {wanted}; each change below does, with all else as it is.");
+                let text = format!("This machine does not reach {wanted}. Each change below does by itself.");
                 Block::Verdict(Verdict::Caution, text)
             }
-            _ => Block::Verdict(Verdict::Bad, format!("Neither this machine nor one change of it gives {wanted}.")),
+            _ => Block::Verdict(Verdict::Bad, format!("Neither this machine nor a single change to it reaches {wanted}.")),
         });
         let found = self.changes().into_iter().flat_map(|change| &change.answers);
         let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
         let rows: Vec<_> = rows.collect();
-        page.push(answers("The least that gives it", "change", &rows));
+        page.push(answers("Smallest changes that reach it", "change", &rows));
         let reasons = self.changes().into_iter().filter_map(|change| change.reason.as_ref());
         page.push(reasons.map(|reason| Block::Prose(format!("{reason}."))));
-        page.push(Block::Prose(format!("Predicted: {}", self.now.point.speed.basis)));
+        page.push(Block::Prose(format!("Speeds are predicted ({}).", self.now.point.speed.basis)));
         page.detail(rows.iter().map(|(what, answer)| {
             let start = ["llama-server", "-m", &self.model.path];
             let words: Vec<&str> = start.into_iter().chain(answer.point.args.iter().map(String::as_str)).collect();
