@@ -213,6 +213,8 @@ function announce(text, verdict = "") {
   // What has been read out once is not read out again.
   if (by("headline").textContent !== text) by("headline").textContent = text;
   by("headline").className = verdict;
+  // On a narrow screen, what stands below the form's fields.
+  form.dataset.answer = text;
 }
 
 function busy(what, is) {
@@ -264,7 +266,7 @@ async function plan() {
   let more = "";
   if (!again && brief.is.fits && value("c") !== "max") {
     const longest = await asked("brief", { ctx_size: "max" });
-    if (longest.is.fits && longest.is.run.n_ctx > brief.is.run.n_ctx) more = ` Up to ${thousands(longest.is.run.n_ctx)} fit.`;
+    if (longest.is.fits && longest.is.run.n_ctx > brief.is.run.n_ctx) more = ` Contexts up to ${thousands(longest.is.run.n_ctx)} fit.`;
   }
   if (again) return;
   by("headline").textContent += more;
@@ -285,10 +287,21 @@ async function projectorOf(model) {
   }
 }
 
+/** The option of the model that a command names, and the name; nothing of a placeholder or of what was opened here. */
+function named(command) {
+  const [, path] = /(?:^|\s)(?:-m|--model)[ =]["']?([^\s"']+\.gguf)/.exec(command) ?? [];
+  const name = path?.split(/[/\\]/).at(-1).toLowerCase();
+  if (!name || name === "model.gguf" || [...models.values()].some((model) => model.readers && fileName(model.label).toLowerCase() === name)) return {};
+  const made = [...models].filter(([key, model]) => model.made && name.startsWith(key));
+  return { name, key: made.sort(([one], [other]) => other.length - one.length)[0]?.[0] };
+}
+
 async function check() {
   const model = await openCurrent();
+  const { name, key } = named(by("command").value);
+  const other = name && key !== value("model") ? ` For ${current().label}, not for the ${name} of the command.` : "";
   const question = { ask: "check", model, text: by("command").value, wish: wish() };
-  const tell = (how, answer, document) => how({ ...answer, name: "check" }, headline(document), verdicts[document.verdict] ?? "bad");
+  const tell = (how, answer, document) => how({ ...answer, name: "check" }, headline(document) + other, verdicts[document.verdict] ?? "bad");
   const answer = await library.ask(question);
   const document = JSON.parse(answer.document);
   if (again) return;
@@ -385,6 +398,8 @@ async function ask() {
 }
 
 function turnTo(name) {
+  // The answer to one question does not stand under another.
+  if (tab !== name) show(null, "");
   tab = name;
   for (const button of document.querySelectorAll("[role=tab]")) {
     const is = button.id === `tab-${name}`;
@@ -408,13 +423,23 @@ function save(name, type, text) {
 // What a person does.
 
 form.addEventListener("submit", (event) => event.preventDefault());
+/** The memory of cards is asked only where no card is named. */
+const described = () => (fields.vram.disabled = value("gpu") !== "");
+fields.gpu.addEventListener("input", described);
 form.addEventListener("change", (event) => {
   if (["address", "token", "files"].includes(event.target.id)) return;
   if (event.target.name === "model") chooseRecipe();
   if (tab === "compare" && ["model", "recipe"].includes(event.target.name)) showChoices();
   ask();
 });
-by("command").addEventListener("input", () => ask());
+by("command").addEventListener("input", () => {
+  const { key } = named(by("command").value);
+  if (key && current()?.made && key !== value("model")) {
+    fields.model.value = key;
+    chooseRecipe();
+  }
+  ask();
+});
 by("choices").addEventListener("change", () => ask());
 
 async function read(text) {
@@ -472,10 +497,12 @@ document.querySelector(".columns").addEventListener("click", ({ target }) => {
 by("copy-link").addEventListener("click", ({ target }) => copy(target, location.href));
 by("save-json").addEventListener("click", () => save(`moeplan-${shown.name}.json`, "application/json", shown.document));
 by("save-report").addEventListener("click", async ({ target }) => {
-  target.disabled = true;
-  const html = shown.report ? (await library.ask(shown.report)).html : shown.html;
-  save(`moeplan-${shown.name}.html`, "text/html", html);
-  target.disabled = false;
+  const [label, answer] = [target.textContent, shown];
+  Object.assign(target, { disabled: true, textContent: "Saving…" });
+  // What is shown is a report as well, without the table of other budgets.
+  const { html } = answer.report ? await library.ask(answer.report).catch(() => answer) : answer;
+  save(`moeplan-${answer.name}.html`, "text/html", html);
+  Object.assign(target, { disabled: false, textContent: label });
 });
 
 // The first answer: of the link, or of what a first visit shows.
@@ -485,7 +512,10 @@ const { known, models: makeable, recipes: mixes } = await library.ask({ ask: "kn
   throw error;
 });
 recipes = mixes;
-for (const made of makeable) addModel(made.spec, { label: made.model, made });
+for (const made of makeable) {
+  const isTwice = makeable.some((other) => other !== made && other.model === made.model);
+  addModel(made.spec, { label: isTwice ? `${made.model} (${made.spec})` : made.model, made });
+}
 by("cards").append(...known.cards.map(({ name }) => element("option", { value: name })));
 by("processors").append(...known.processors.filter(({ name }) => !/[#*]/.test(name)).map(({ name }) => element("option", { value: name })));
 
@@ -495,6 +525,7 @@ for (const [name, text] of Object.entries(question)) {
   if (fields[name] && name !== "model") fields[name].value = text;
 }
 if (question.command) by("command").value = question.command;
+described();
 if (question.model?.startsWith("file:")) addModel(question.model, { label: question.model.slice("file:".length) });
 try {
   await choose(question.model ?? FIRST.model);

@@ -197,6 +197,12 @@ test("a command is checked", async () => {
   same(await saved(page, "#save-json"), native);
   await page.fill("#command", "llama-server -m x.gguf --no-such-flag");
   await page.waitForFunction(() => document.querySelector("#answer").textContent.includes("no-such-flag"));
+  assert.match(await answered(page), /For Qwen3-30B-A3B, not for the x\.gguf of the command\.$/);
+  // A model of the list that the command names is the one it is checked for.
+  await page.fill("#command", "llama-server -m models/gpt-oss-20b-mxfp4.gguf -ngl 99 -c 8192");
+  await page.waitForFunction(() => document.querySelector("#report").textContent.includes("gpt-oss-20b"));
+  assert.equal(await page.inputValue("#model"), "gpt-oss-20b");
+  assert.ok(await page.isDisabled("[name=vram]"), "a card is named");
   assert.deepEqual(page.errors, []);
 });
 
@@ -277,7 +283,7 @@ test("a launch is shown before what takes longer, and nothing is saved that is n
   await answered(page);
   // The launch beside the older figures, then all of it.
   assert.deepEqual(await page.evaluate(() => globalThis.seen), [["true", true, true, true], ["false", true, false, true]]);
-  assert.match(await page.textContent("#headline"), /Context 16,384 tokens\. Up to [\d,]+ fit\.$/);
+  assert.match(await page.textContent("#headline"), /Context 16,384 tokens\. Contexts up to [\d,]+ fit\.$/);
 });
 
 test("the page works without its server, and a newer one replaces it", async () => {
