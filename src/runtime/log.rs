@@ -60,7 +60,7 @@ static BAD_MODEL: Reason = Reason {
     hint: "`moeplan inspect` shows what the file holds; is it complete?",
 };
 /// It is missing whatever the other flags are.
-static NO_DEVICE: Reason = Reason {
+pub(super) static NO_DEVICE: Reason = Reason {
     kind: Kind::Setup,
     says: "it rejects the command line: ",
     hint: "`moeplan doctor` says which devices there are and why one is missing; `--backend rpc` starts software devices",

@@ -82,7 +82,9 @@ impl Worker {
             (Ok(Some(line)), _) => {
                 serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
                     let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
-                    Error::new(Kind::Refused(words), message).with_hint(super::SEE_LOG)
+                    let is_missing = words.starts_with(super::embedded::LACKS);
+                    let hint = if is_missing { super::log::NO_DEVICE.hint } else { super::SEE_LOG };
+                    Error::new(Kind::Refused(words), message).with_hint(hint)
                 })
             }
             (Err(stopped), _) => Err(Error::stopped(stopped, WHO, doing, limit, &log)),

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use moeplan::bytes::Bytes;
+use moeplan::machine::{Backend, Device};
 use moeplan::measurement::{self, Expected, Measurement};
 use moeplan::model::Model;
 use moeplan::run::parse;
@@ -241,6 +242,14 @@ fn an_rpc_server_that_is_not_there_is_named() {
     nowhere.run.rpc = vec!["127.0.0.1:1".to_string()];
     let error = Embedded::of(MOEPLAN).project(&[nowhere]).pop().expect("an answer").expect_err("no server");
     assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+}
+
+#[test]
+fn who_has_no_card_is_told_of_software_devices() {
+    let mut on_a_card = launch(tiny("gpt-oss-20b"), 0, "llama-server -ngl 99");
+    on_a_card.machine.devices.push(Device::new("CUDA0".into(), Backend::Cuda, Bytes::mib(1024)));
+    let error = Embedded::of(MOEPLAN).project(&[on_a_card]).pop().expect("an answer").expect_err("no card");
+    assert!(error.hint().is_some_and(|hint| hint.contains("--backend rpc")), "{error:?}");
 }
 
 /// Whether a process still runs (a zombie does not).
