@@ -143,8 +143,12 @@ impl Problem<'_> {
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
         let read = self.solve_tiers(&with(LoadMode::None))?;
+        let maps_more = |mapped: &Candidate| !mapped.forecast.mapped.devices.is_empty();
         if read.shortfall.contains_key(HOST) {
-            return self.solve_tiers(&with(LoadMode::Auto));
+            let mapped = self.solve_tiers(&with(LoadMode::Auto))?;
+            // Where a device holds the map as well, it is no way out of too little main memory.
+            let is_worse = maps_more(&mapped) && mapped.missing() > read.missing();
+            return Ok(if is_worse { read } else { mapped });
         }
         // The same launch mapped: tensors move between kinds of host memory, and compute stays as it is.
         let run = RunConfig { load_mode: LoadMode::Auto, ..read.run.clone() };
@@ -153,9 +157,8 @@ impl Problem<'_> {
         let forecast = Launch::new(self.model, self.machine, &run).forecast(placement, Some(&compute))?;
         let mapped = self.candidate(run, forecast);
         // A device that uses the mapped file in place holds what lies between its tensors as well.
-        let maps_more = !mapped.forecast.mapped.devices.is_empty();
         // By however little: mapped files are copied at 7 GB/s on some hosts and at 30 on others, pinned memory at the slot's speed on all.
-        let is_better = !self.leaves_nothing(&read) && (maps_more || self.is_better(&read, &mapped, 0.0));
+        let is_better = !self.leaves_nothing(&read) && (maps_more(&mapped) || self.is_better(&read, &mapped, 0.0));
         Ok(if is_better || (read.fits() && !mapped.fits()) { read } else { mapped })
     }
 

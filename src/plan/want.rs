@@ -425,7 +425,7 @@ impl<'a> Asked<'a> {
     /// Two channels are used better than many, so that both are searched.
     fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
         if machine.is_unified() {
-            return Ok(Change::none(UNIFIED));
+            return Ok(Change::none("No memory speed is tried: it is the graphics' own too"));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
         let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);
@@ -464,7 +464,7 @@ impl<'a> Asked<'a> {
     /// The smallest cards that reach it; a card that the request cannot be carried out on does not.
     fn card(&self, machine: &Machine) -> Change {
         if machine.is_unified() {
-            return Change::none(UNIFIED);
+            return Change::none("No card is tried: the graphics are a part of their computer");
         }
         let (mut answers, mut last) = (Vec::new(), None);
         for card in cards(machine.devices.first()) {
@@ -489,9 +489,6 @@ impl<'a> Asked<'a> {
         self.plan_with(&Computes::default(), machine, card.flags.clone(), card.device.total.0, label)
     }
 }
-
-/// Why neither a card nor a kit of main memory is looked for.
-const UNIFIED: &str = "Graphics and main memory are one here: neither another card nor faster memory is looked for";
 
 /// GB of main memory that a computer like this can be bought with, the least first.
 fn sizes(machine: &Machine) -> Vec<u32> {

@@ -70,6 +70,52 @@ fn every_answer_asked_for_directly_is_the_same_plan() {
     assert_eq!(plan("b.gguf", &["--want", "tg=1e6"]).0, 1);
 }
 
+/// Each machine is offered what it can be given, in words that go with those that describe it.
+#[test]
+fn what_is_offered_can_be_had_and_asked_for() {
+    let folder = folder();
+    let file = ["devices", "--gpu", "RTX 3060", "--ram", "64G", "--cores", "8", "-o", "m.json"];
+    assert_eq!(moeplan(folder.path(), &file).0, 0);
+    for (machine, expected) in [
+        (&["--machine", "m.json"][..], &["one more card", "RTX 5060 TI", "main memory of", "128 GiB of"][..]),
+        (&["--vram", "4000M", "--ram", "62G"], &["one more card", "", "main memory of", "128 GiB of"]),
+        (&["--gpu", "M4 Max", "--ram", "64G"], &["128 GiB of"]),
+        (&["--gpu", "M4 Max=24G", "--ram", "64G"], &["128 GiB of"]),
+        (&["--gpu", "8060S=96G", "--ram", "128G", "--backend", "vulkan"], &[]),
+        (&["--device", "Vulkan0=8G,shared", "--ram", "32G"], &["48 GiB of"]),
+    ] {
+        let (_, plan) = document(folder.path(), &[&["plan", "b.gguf", "--upgrade"][..], machine].concat());
+        let answers = plan["upgrades"].as_array().map_or(&[][..], Vec::as_slice);
+        let labels: Vec<&str> = answers.iter().map(|answer| answer["label"].as_str().unwrap()).collect();
+        let is_expected = labels.iter().zip(expected).all(|(label, expected)| label.contains(expected));
+        assert!(is_expected && labels.len() == expected.len(), "{machine:?}: {labels:?}");
+        for answer in answers {
+            let own = texts(&answer["flags"]);
+            let says_the_same = |flag: &str| {
+                let devices = ["--vram", "--gpu", "--device"];
+                own.contains(&flag) || (devices.contains(&flag) && own.iter().any(|word| devices.contains(word)))
+            };
+            let kept = machine.chunks(2).filter(|pair| !says_the_same(pair[0])).flatten().copied();
+            let words: Vec<&str> = ["plan", "b.gguf"].into_iter().chain(kept).chain(own.iter().copied()).collect();
+            let (_, direct) = document(folder.path(), &words);
+            for key in ["speed", "turn_seconds", "args", "shortfall", "memory"] {
+                assert_eq!(direct[key], answer[key], "{key} of {words:?}");
+            }
+        }
+    }
+    let words = ["plan", "b.gguf", "--gpu", "M4 Max", "--ram", "64G", "--want", "tg=1e6"];
+    let (code, wanted) = document(folder.path(), &words);
+    assert_eq!(code, 1);
+    for (what, expected) in [
+        ("card", "part of their computer"),
+        ("memory_speed", "the graphics' own too"),
+        ("main_memory", "its computer is sold with"),
+        ("budget", "64.00 GiB"),
+    ] {
+        assert!(wanted[what]["reason"].as_str().unwrap().contains(expected), "{}", wanted[what]);
+    }
+}
+
 #[test]
 fn models_together_are_plans_with_budgets_and_files_that_give_them() {
     let folder = folder();

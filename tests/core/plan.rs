@@ -265,6 +265,11 @@ fn metal_reads_the_file_where_that_saves_memory() {
     };
     assert_eq!(mode("MTL0=8G"), LoadMode::None);
     assert_ne!(mode("MTL0=48G"), LoadMode::None);
+    // Where it does not fit, the map that Metal would hold beside the host is not counted as missing.
+    let host = Host { ram: Some(Bytes(12 * GIB)), ..Host::default() };
+    let machine = Machine::new(vec![Device::parse("MTL0=8G").unwrap()], host).unwrap();
+    let short = with_levers(&model, &machine, |_| {}).check.shortfall;
+    assert!(short["Host"] > Bytes(0) && short["Host"] < Bytes(5 * GIB), "{short:?}");
 }
 
 #[test]
