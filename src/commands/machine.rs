@@ -275,7 +275,7 @@ mod tests {
         let faster = host(Some("Ryzen 7950X"), Some(8), "64G@ddr5-6000x2").unwrap();
         assert_eq!((faster.cores, faster.threads), (Some(8), None));
         assert!((rates(&faster).memory - 96.0 * 0.6).abs() < 1e-9);
-        assert_eq!(rates(&faster).basis, "as given, else table: Ryzen 7950X");
+        assert_eq!(rates(&faster).basis, "table: Ryzen 7950X, except your figures");
         let mut calibrated = Host { rates: Some(HostRates { by_thread: 7.0, ..rates(&named) }), ..Host::default() };
         let args = Described { memory_bandwidth: Some(100.0), ..Described::default() };
         args.describe(&mut calibrated).unwrap();

@@ -155,7 +155,7 @@ pub enum Error {
     UnknownBuffer { origin: String, pattern: String, buffer: String, known: String },
     #[error("`{origin} {pattern}=…`: {reason}")]
     BadPattern { origin: String, pattern: String, reason: String },
-    #[error("`-mg {main_gpu}`: the launch uses only {devices} devices; llama.cpp counts from 0")]
+    #[error("`-mg {main_gpu}`: llama.cpp counts devices from 0, and the launch uses {devices}")]
     MainGpu { main_gpu: i32, devices: usize },
     #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
     SplitRow { device: String },

@@ -243,7 +243,7 @@ fn refusals_name_the_flag_and_what_is_known() {
         (run(&[("exps", "CUDA_Host")]), "`-ot exps=CUDA_Host`: no buffer type `CUDA_Host` here; known: CPU, CUDA0"),
         (
             RunConfig { split_mode: SplitMode::None, main_gpu: 3, ..base.clone() },
-            "`-mg 3`: only 1 devices take part; llama.cpp counts from 0",
+            "`-mg 3`: llama.cpp counts devices from 0, and the launch uses 1",
         ),
         (
             RunConfig { split_mode: SplitMode::Row, ..base.clone() },
