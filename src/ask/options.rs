@@ -137,8 +137,9 @@ impl Planning {
         let said = |name: &str| settings.iter().rfind(|setting| setting.0.name() == name);
         let target = self.target();
         let mut line = vec!["llama-server".to_string()];
-        for setting in settings.iter().filter(|setting| !is_auto(setting)) {
-            line.extend(words_of(setting, target)?);
+        for setting in settings {
+            let words = words_of(setting, target)?;
+            line.extend(words.into_iter().filter(|_| !is_auto(setting)));
         }
         let parsed = parse::command_for(&line, &BTreeMap::new(), target)?;
         // What a command line of a person's is only told of, a plan must not contain.

@@ -169,7 +169,7 @@ fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &
     // A table of many commands has no room for plans, and each would take longer than its check.
     let asked = Asked { plan: None, ..asked };
     let checks = held.iter().map(|held| row(held, asked, &here)).collect();
-    told_all(Checks::of(checks, held, asked.machine, asked.options.margin), output)
+    told_all(&Checks::of(checks, held, asked.machine, asked.options.margin), output)
 }
 
 /// A command's check, or why there is none.
@@ -184,11 +184,11 @@ pub(super) fn row<M: Models<Error = anyhow::Error>>(held: &Held, asked: Asked<'_
 
 /// Shows checks of commands that do not run at once.
 pub(super) fn told(checks: Vec<CheckRow>, output: &Output) -> anyhow::Result<Outcome> {
-    told_all(Checks { schema: "moeplan/checks/1".into(), checks, at_once: None }, output)
+    told_all(&Checks { schema: "moeplan/checks/1".into(), checks, at_once: None }, output)
 }
 
 /// Shows checks, one alone as a page of its own; the worst of them is the outcome.
-fn told_all(all: Checks, output: &Output) -> anyhow::Result<Outcome> {
+fn told_all(all: &Checks, output: &Output) -> anyhow::Result<Outcome> {
     let mut outcomes: Vec<Outcome> =
         all.checks.iter().map(|row| row.checked().map_or(Outcome::Untold, |row| outcome(&row.checkup))).collect();
     if all.at_once.as_ref().is_some_and(|at_once| !at_once.shortfall.is_empty()) {
@@ -196,7 +196,7 @@ fn told_all(all: Checks, output: &Output) -> anyhow::Result<Outcome> {
     }
     match all.checks.as_slice() {
         [CheckRow::Checked(only)] => output.show(only.as_ref())?,
-        _ => output.show(&all)?,
+        _ => output.show(all)?,
     }
     Ok([Outcome::No, Outcome::Untold].into_iter().find(|worse| outcomes.contains(worse)).unwrap_or(Outcome::Yes))
 }
