@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use crate::bytes::{Bytes, MIB};
 use crate::run::command::quoted;
+use crate::run::flags::new_load_mode;
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind, START};
 use crate::run::{self, ModelSource, ParsedCommand, Target, groups, spelling};
@@ -203,6 +204,11 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     let mut text = format!("[{name}]\n");
     for group in groups(args) {
         let word = group.first().map(String::as_str).unwrap_or_default();
+        // How builds before `--load-mode` say it.
+        if new_load_mode(word).is_some() {
+            let _ = writeln!(text, "{} = 1", word.trim_start_matches('-'));
+            continue;
+        }
         let (flag, on) = spelling(word).filter(|(flag, _)| flag.values < 2).ok_or_else(|| Error::Lacks {
             program: "a preset",
             lacks: "takes no flag that llama-server does not have".to_string(),

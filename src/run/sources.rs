@@ -229,10 +229,25 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
                 .find(|flag| flag.environment == Some(key))
                 .map(|flag| (flag, true, flag.name().to_string()))
         };
+        // A flag of builds before `--load-mode`, which is read as it stands.
+        let of_old = || {
+            let word = format!("--{key}");
+            flags::new_load_mode(&word).and_then(|_| Some((spelling("--load-mode")?.0, word)))
+        };
+        let is_off = matches!(value, "0" | "off" | "false" | "disabled");
+        if let (None, Some((flag, word))) = (&words, of_old()) {
+            let word = match (key, is_off) {
+                ("mmap", true) => Some("--no-mmap".to_string()),
+                (_, is_off) => Some(word).filter(|_| !is_off),
+            };
+            if let Some((_, settings)) = sections.last_mut() {
+                settings.extend(word.map(|word| (flag, vec![word])));
+            }
+            continue;
+        }
         let (flag, on, word) = words
             .or_else(of_variable)
             .ok_or_else(|| Error::Line { line: line.to_string(), expected: "a flag of llama-server" })?;
-        let is_off = matches!(value, "0" | "off" | "false" | "disabled");
         let words = match (flag.values, is_off == on) {
             (0, true) => flag.negated().last().map(str::to_string).into_iter().collect(),
             (0, false) => vec![flag.name().to_string()],
@@ -578,10 +593,10 @@ mod tests {
         for (name, text, expected) in [
             (
                 "models.ini",
-                "version = 1\n[*]\nn-gpu-layers = 99 ; all\nc = 4096\n\n[small]\nmodel = /m/a.gguf\nLLAMA_ARG_CTX_SIZE = 8192\nkv-offload = off\nload-on-startup = true\n\
+                "version = 1\n[*]\nn-gpu-layers = 99 ; all\nc = 4096\n\n[small]\nmodel = /m/a.gguf\nmmap = off\nLLAMA_ARG_CTX_SIZE = 8192\nkv-offload = off\nload-on-startup = true\n\
                  [own/repo-GGUF:Q4_K_M]\ncpu-moe = true\nno-mmproj = 1\n",
                 &[
-                    "small: llama-server --n-gpu-layers 99 --model /m/a.gguf --ctx-size 8192 --no-kv-offload",
+                    "small: llama-server --n-gpu-layers 99 --model /m/a.gguf --no-mmap --ctx-size 8192 --no-kv-offload",
                     "own/repo-GGUF:Q4_K_M: llama-server -hf own/repo-GGUF:Q4_K_M --n-gpu-layers 99 -c 4096 --cpu-moe --no-mmproj-auto",
                 ][..],
             ),
