@@ -30,6 +30,8 @@ const models = new Map();
 /** The repository that was listed last: `{ repo, quants, chosen }`. */
 let listed = null;
 let recipes = [];
+/** Names of cards that use main memory. */
+let integrated = [];
 let tab = "plan";
 /** What is shown: `{ document, html, name }`, and the questions that ask for it. */
 let shown = null;
@@ -57,7 +59,7 @@ const value = (name) => fields[name].value.trim();
 const list = (name) => value(name).split(",").map((one) => one.trim()).filter(Boolean);
 
 function wish(extra = {}, projector = null) {
-  const kind = value("kind");
+  const kind = fields.kind.disabled ? "" : value("kind");
   const described = { gpu: list("gpu"), vram: list("gpu").length ? [] : list("vram") };
   if (value("ram")) described.ram = kind ? `${value("ram")}@${kind}` : value("ram");
   if (value("cpu")) described.cpu = value("cpu");
@@ -423,8 +425,11 @@ function save(name, type, text) {
 // What a person does.
 
 form.addEventListener("submit", (event) => event.preventDefault());
-/** The memory of cards is asked only where no card is named. */
-const described = () => (fields.vram.disabled = value("gpu") !== "");
+/** The memory of cards is asked only where no card is named, and the type of main memory where it is not the card's own. */
+function described() {
+  fields.vram.disabled = value("gpu") !== "";
+  fields.kind.disabled = integrated.some((name) => value("gpu").toLowerCase().includes(name));
+}
 fields.gpu.addEventListener("input", described);
 form.addEventListener("change", (event) => {
   if (["address", "token", "files"].includes(event.target.id)) return;
@@ -512,6 +517,7 @@ const { known, models: makeable, recipes: mixes } = await library.ask({ ask: "kn
   throw error;
 });
 recipes = mixes;
+integrated = known.cards.filter((card) => card.integrated).map(({ name }) => name.toLowerCase());
 for (const made of makeable) {
   const isTwice = makeable.some((other) => other !== made && other.model === made.model);
   addModel(made.spec, { label: isTwice ? `${made.model} (${made.spec})` : made.model, made });
