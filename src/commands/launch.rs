@@ -84,8 +84,8 @@ impl Proposal {
     pub fn warn_of_hole(&self, output: &Output) {
         if let Some((stored, whole)) = facts::hole(&self.model.files) {
             output.say(&format!(
-                "warning: `{}` is a hole: {stored} of its {whole} are on the disk, so all its weights are zeros: memory is as with the \
-                 real file, speed and answers are not. Download the model, or let `moeplan synth --list` name one for \
+                "warning: only {stored} of the {whole} of `{}` are on disk, so its weights are zeros: memory is as with the real file, \
+                 speed and answers are not. Download the model, or choose one from `moeplan synth --list` for \
                  `moeplan synth NAME --tiny --weights random`",
                 self.launch.model.display()
             ));

@@ -43,7 +43,7 @@ pub struct PlanArgs {
     /// Over budgets of the first device, over contexts, or for each pair of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
-    /// Find the smallest machine that reaches `tg=20`, `pp=500`, `turn=30s`, `ctx=128k`.
+    /// The smallest machine for `tg=20`, `pp=500`, `turn=30s` or `ctx=128k`.
     ///
     /// Changes the budget, the card, main memory or memory speed, one at a time. Of several targets, repeated or in a list, all must be
     /// met.

@@ -351,7 +351,11 @@ impl Reader {
             let program = if of_bench { "llama-bench of " } else { "" };
             // Any of the programs that have flags of their own knows them all.
             let is_others = Program::Perplexity.own_values(word).is_some();
-            let hint = if is_others { Some("other programs have it, such as llama-completion; leave it out".into()) } else { meant };
+            let hint = if is_others {
+                Some("other programs have it, such as llama-completion; leave it out".into())
+            } else {
+                meant
+            };
             ("unknown-flag", format!("`{word}` is not a flag of {program}{name}, which refuses it"), hint)
         } else {
             let hint = meant.unwrap_or_else(|| "`llama-server --help` of that build lists what it has".into());

@@ -74,7 +74,8 @@ fn the_build_of_an_installed_server_is_taken_and_asked_once() {
     assert_eq!(build(&here.check(&[]).unwrap()), 12032);
     assert_eq!(build(&here.check(&[]).unwrap()), 12032);
     assert_eq!(here.asked(), ["--version"]);
-    let said = |words: &[&str]| String::from_utf8(here.run(words).stderr).unwrap().contains("for llama.cpp b12032");
+    let said =
+        |words: &[&str]| String::from_utf8(here.run(words).stderr).unwrap().contains("assuming llama.cpp b12032");
     assert!(said(&[]) && !said(&["--build", "12032"]));
     assert_eq!(build(&here.check(&["--build", "v0.6.0"]).unwrap()), 11434);
     // It is not a build of the fork.

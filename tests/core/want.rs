@@ -105,7 +105,7 @@ fn the_least_of_each_is_what_trying_all_finds() {
         machine
     };
     assert_eq!(held_to_all(&wanted.main_memory, GIB, 12, &more), None);
-    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("No main memory reaches it: with "));
+    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("No amount of main memory is enough: with "));
     let cards = &wanted.card.answers;
     assert!(
         cards.len() == 3

@@ -232,7 +232,7 @@ fn the_server_follows_what_other_programs_leave_of_the_card() {
     assert_eq!(second.0, first.0, "another address");
     // Nothing fits: the server stays.
     free(1000);
-    talker.until("the server stays as it is: ");
+    talker.until("keeping the server: ");
     free(8000);
     let third = launched(&mut talker, 3);
     assert_eq!((third.0, third.2), (first.0, false), "{}", talker.said);

@@ -392,7 +392,7 @@ impl Plan {
         match (host_only, self.strategy) {
             (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
             (true, _) if self.machine.is_unified() => {
-                "Graphics and processor share main memory, so that moving experts frees nothing: take a smaller file, or a smaller -c or -ub"
+                "Graphics and processor share main memory, so moving experts frees nothing: take a smaller file, or a smaller -c or -ub"
             }
             (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
             (false, Strategy::AllOnDevice | Strategy::Rules) => {

@@ -19,7 +19,10 @@ impl Document for Wanted {
                 let text = format!("This machine does not reach {wanted}. Each change below does by itself.");
                 Block::Verdict(Verdict::Caution, text)
             }
-            _ => Block::Verdict(Verdict::Bad, format!("Neither this machine nor a single change to it reaches {wanted}.")),
+            _ => Block::Verdict(
+                Verdict::Bad,
+                format!("Neither this machine nor a single change to it reaches {wanted}."),
+            ),
         });
         let found = self.changes().into_iter().flat_map(|change| &change.answers);
         let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
