@@ -384,15 +384,12 @@ fn buffers(known: &[(DeviceInfo, sys::ggml_backend_dev_t)]) -> String {
     known.iter().map(|(info, _)| info.buffer.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// How the error for a device that is not here begins.
-pub(super) const LACKS: &str = "this llama.cpp has no device";
-
 /// The devices of these names or buffer type names, in this order.
 fn pick_devices(names: &[String]) -> Result<Vec<sys::ggml_backend_dev_t>, String> {
     let known = described();
     let pick = |name: &String| {
         let found = known.iter().find(|(info, _)| info.gpu && (info.name == *name || info.buffer == *name));
-        let lacks = || format!("{LACKS} `{name}` (it has {})", buffers(&known));
+        let lacks = || format!("{} `{name}` (it has {})", super::worker::LACKS, buffers(&known));
         found.map(|(_, device)| *device).ok_or_else(lacks)
     };
     names.iter().map(pick).collect()

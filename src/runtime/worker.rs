@@ -26,6 +26,8 @@ const PORT_ATTEMPTS: usize = 5;
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// What the worker puts before each answer, since llama.cpp prints lines of its own to standard output.
 const MARK: &str = "moeplan-worker ";
+/// How a refusal for a device that is not here begins.
+pub(super) const LACKS: &str = "this llama.cpp has no device";
 
 /// A question to the worker, which answers with its value, or with the words of llama.cpp's refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,7 +84,7 @@ impl Worker {
             (Ok(Some(line)), _) => {
                 serde_json::from_str::<Result<Value, String>>(&line).map_err(bad)?.map_err(|words| {
                     let message = format!("llama.cpp refused: {words} while {doing}{}", telling(&log));
-                    let is_missing = words.starts_with(super::embedded::LACKS);
+                    let is_missing = words.starts_with(LACKS);
                     let hint = if is_missing { super::log::NO_DEVICE.hint } else { super::SEE_LOG };
                     Error::new(Kind::Refused(words), message).with_hint(hint)
                 })
