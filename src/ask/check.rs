@@ -57,7 +57,7 @@ impl AtOnce {
         for check in counted {
             let fitted = check.fit.as_ref().filter(|_| check.verdict == Some(Verdict::AfterFit));
             for (name, row) in fitted.map_or(&check.memory, |fit| &fit.memory) {
-                let name = if memory::is_host(name) { HOST } else { check.cards.get(name).unwrap_or(name) };
+                let name = if memory::is_host(name) { HOST } else { check.card(name) };
                 *memory.entry(name.to_string()).or_default() += row.counted();
             }
             let HostNeeds { process, logits, checkpoints, .. } = check.host_needs;

@@ -23,7 +23,6 @@ use crate::cli::{Format, Global};
 use crate::plan::Turn;
 use crate::report::page::Document;
 use crate::report::text;
-use crate::run::Dialect;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -192,7 +191,7 @@ const TOOLS: [Tool; 4] = [
         call: |asked, output| {
             let Plan { model, machine, margin, planning, words } = of_json(asked)?;
             let options = PlanOptions { machine: of_machine(machine, margin)?, planning, ..PlanOptions::default() };
-            let asked = plan::asked(Dialect::LlamaCpp, &model, &options, &words, &WhatIfArgs::default(), output)?;
+            let asked = plan::asked(&model, &options, &words, &WhatIfArgs::default(), output)?;
             shown(&asked.first().context("internal error: no model")?.plan(false)?)
         },
     },

@@ -328,7 +328,7 @@ pub fn run(command: Command, output: &Output) -> anyhow::Result<Outcome> {
         Command::Man(args) => man::run(&args, output),
         Command::Mcp(mcp::Args {}) => mcp::run(output),
         Command::Doctor(args) => doctor::run(&args, output),
-        Command::Plan(args) => plan::run(&args, output),
+        Command::Plan(args) => plan::run(*args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Bench(args) => bench::run(*args, output),
         Command::Validate(args) => validate::run(*args, output),

@@ -109,7 +109,6 @@ impl Asked {
 
 /// The file as it is, or as each of the recipes would make it.
 pub fn asked(
-    dialect: Dialect,
     model: &Path,
     options: &PlanOptions,
     words: &[String],
@@ -122,7 +121,7 @@ pub fn asked(
     let model = Model::from_gguf(gguf)?;
     let machine = options.described_machine()?;
     let ask = |mut model: Model, path: String, what_if: Option<WhatIf>| {
-        let mut request = options.request_of(dialect, &model, &machine, words)?;
+        let mut request = options.request(&model, &machine, words)?;
         add_companions(&mut model, &mut request.run, |path| model_arg::open(path, output))?;
         add_projector_of_hub(source, &mut model, &mut request.run, output);
         request.tensors |= output.format() == Format::Html;
@@ -275,13 +274,15 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
     Err(Refusal::new(format!("{emit} prints only the command, so it cannot be combined with {beside}"), hint))
 }
 
-pub fn run(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
+pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
+    args.options.planning.dialect = args.dialect;
+    let args = &args;
     args.emit.map_or(Ok(()), |form| only_emitted(args, form, output))?;
     // Each request takes the same.
     output.build(args.options.planning.build);
     let mut all = Vec::new();
     for model in &args.models {
-        all.extend(asked(args.dialect, model, &args.options, &args.words, &args.what_if, output)?);
+        all.extend(asked(model, &args.options, &args.words, &args.what_if, output)?);
     }
     if args.together {
         return together(args, all, output);

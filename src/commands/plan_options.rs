@@ -11,7 +11,6 @@ use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{Objective, Request, Strategy, Turn};
-use crate::run::Dialect;
 use crate::run::flags::{self, Flag, InPlan};
 use crate::runtime::detect::installed_build;
 use crate::suggest::Refusal;
@@ -122,18 +121,7 @@ impl LaunchOptions {
 impl PlanOptions {
     /// `words` are llama.cpp's own after `--`, which win over options.
     pub fn request(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
-        self.request_of(Dialect::LlamaCpp, model, machine, words)
-    }
-
-    /// [`Self::request`] of a launch of llama.cpp or of ik_llama.cpp.
-    pub fn request_of(
-        &self,
-        dialect: Dialect,
-        model: &Model,
-        machine: &Machine,
-        words: &[String],
-    ) -> anyhow::Result<Request> {
-        let mut planning = Planning { dialect, ..self.planning.clone() };
+        let mut planning = self.planning.clone();
         planning.build = planning.build.or_else(installed_build);
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;

@@ -276,7 +276,7 @@ pub static ROWS: &[Flag] = &[
         .option("N|auto", "Threads that decode on the host (llama.cpp: -t)"),
     Flag::new("-tb --threads-batch", optional!(n_threads_batch, Given::count))
         .option("N", "Threads that process prompts on the host (llama.cpp: -tb)"),
-    Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik().since(LOAD_MODE.0)
+    Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik().since(LOAD_MODE)
         .option("MODE|auto", "How the file is read (llama.cpp: -lm)"),
     Flag::new("-lzm --lazy-mode", field!(lazy_mode, Given::choice, word)).env("LLAMA_ARG_LAZY_MODE").bench("-lzm --lazy-mode").not_in_ik().since(10680),
     Flag::new("-kvo --kv-offload", switch!(offload_kqv)).env("LLAMA_ARG_KV_OFFLOAD").alone("-nkvo --no-kv-offload").bench("-nkvo --no-kv-offload")
@@ -624,23 +624,24 @@ impl Removed {
     }
 
     const fn of_bench(names: &'static str, instead: &'static str, when_off: &'static str) -> Self {
-        Self { when_off, bench: true, ..Self::new(names, 1, LOAD_MODE.1, instead) }
+        Self { when_off, bench: true, ..Self::new(names, 1, BEFORE_LOAD_MODE, instead) }
     }
 }
 
-/// The first build seen with `--load-mode`; of the flags before it the last build seen with them, and the first without
-/// (`common/arg.cpp`, b10103 and b10108; b10705 and b11181).
-const LOAD_MODE: (u32, (u32, u32)) = (10108, (10705, 11181));
+/// The first build seen with `--load-mode` (`common/arg.cpp`: b10103 lacks it).
+const LOAD_MODE: u32 = 10108;
+/// The last build seen with the flags before `--load-mode`, and the first without (`common/arg.cpp`).
+const BEFORE_LOAD_MODE: (u32, u32) = (10705, 11181);
 /// Drafting's flags have names of their own (PR 22397; `common/arg.cpp`, b9093).
 const DRAFTING: (u32, u32) = (8284, 9093);
 
 /// Flags of older builds, and what took their place.
 const REMOVED: &[Removed] = &[
-    Removed::new("--no-mmap", 0, LOAD_MODE.1, "--load-mode none"),
-    Removed::new("--mmap", 0, LOAD_MODE.1, "--load-mode mmap"),
-    Removed::new("--mlock", 0, LOAD_MODE.1, "--load-mode mmap+mlock"),
-    Removed::new("--direct-io -dio", 0, LOAD_MODE.1, "--load-mode dio"),
-    Removed::new("--no-direct-io -ndio", 0, LOAD_MODE.1, "--load-mode auto"),
+    Removed::new("--no-mmap", 0, BEFORE_LOAD_MODE, "--load-mode none"),
+    Removed::new("--mmap", 0, BEFORE_LOAD_MODE, "--load-mode mmap"),
+    Removed::new("--mlock", 0, BEFORE_LOAD_MODE, "--load-mode mmap+mlock"),
+    Removed::new("--direct-io -dio", 0, BEFORE_LOAD_MODE, "--load-mode dio"),
+    Removed::new("--no-direct-io -ndio", 0, BEFORE_LOAD_MODE, "--load-mode auto"),
     Removed::new("--draft --draft-n --draft-max", 1, DRAFTING, "--spec-draft-n-max"),
     Removed::new("--draft-min --draft-n-min", 1, DRAFTING, "--spec-draft-n-min"),
     Removed::new("--ctx-size-draft -cd", 1, DRAFTING, "-c"),
