@@ -36,6 +36,8 @@ pub struct Args {
     pub recipe: Option<recipe::Recipe>,
     #[arg(long, value_enum, default_value_t = Weights::Hole, value_name = "KIND")]
     pub weights: Weights,
+    #[arg(long, value_enum, default_value_t = Routing::Even, value_name = "KIND")]
+    pub routing: Routing,
     /// A small sibling (4 blocks, a few experts, 1024 tokens) that llama.cpp loads and runs in a second.
     #[arg(long)]
     pub tiny: bool,
@@ -61,6 +63,15 @@ pub enum Weights {
     Hole,
     /// Random numbers that load and run.
     Random,
+}
+
+/// How random routers choose experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Routing {
+    /// All about equally often.
+    Even,
+    /// A few much more often than the others, as in real models.
+    Skewed,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as clap gives it")]
@@ -107,6 +118,10 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         args.endian == ByteOrder::Little || args.weights == Weights::Hole,
         "--endian big goes with --weights hole: random weights are little-endian"
     );
+    anyhow::ensure!(
+        args.routing == Routing::Even || args.weights == Weights::Random,
+        "--routing skewed goes with --weights random: a file without weights has no routers"
+    );
     let wish = Wish {
         recipe: args.recipe,
         tiny: args.tiny,
@@ -118,6 +133,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let synthesis = synthesize(&spec, &wish)?;
     let fill = match args.weights {
         Weights::Hole => Fill::Hole,
+        Weights::Random if args.routing == Routing::Skewed => Fill::Skewed(args.seed),
         Weights::Random => Fill::Random(args.seed),
     };
     let started = std::time::Instant::now();

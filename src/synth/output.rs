@@ -12,14 +12,17 @@ use crate::bytes::Bytes;
 use crate::files::temporary::Part;
 use crate::files::{self, check};
 use crate::gguf::shards::Split;
-use crate::gguf::writer::{NewFile, make_sparse};
+use crate::gguf::writer::{NewFile, Scalar, make_sparse};
 use crate::suggest::Hint;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
     /// Nothing: the file has its length and takes no disk.
     Hole,
+    /// Random weights of a seed; routers choose all experts about equally often.
     Random(u64),
+    /// The same, but routers choose a few experts much more often than the others, as those of real models do.
+    Skewed(u64),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +95,12 @@ pub fn write(
     let routed = tensors().filter(|tensor| tensor.name.ends_with("_exps.weight"));
     let n_expert =
         routed.filter_map(|tensor| tensor.shape.get(2)).max().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
+    let used = synthesis.files[0].metadata.iter().find_map(|(key, value)| match value {
+        Scalar::U32(used) if key.ends_with(".expert_used_count") && n_expert > 0 => {
+            Some(f64::from(*used) / n_expert as f64)
+        }
+        _ => None,
+    });
     let mut finished = Vec::with_capacity(paths.len());
     for (file, path) in synthesis.files.iter().zip(&paths) {
         let io = |source| files::Error::Io { path: path.clone(), source };
@@ -103,9 +112,10 @@ pub fn write(
             make_sparse(out).map_err(io)?;
         }
         out.set_len(header.len() as u64 + data).map_err(io)?;
-        if let Fill::Random(seed) = fill {
+        if let Fill::Random(seed) | Fill::Skewed(seed) = fill {
             let jobs = jobs(file, &offsets, header.len() as u64);
-            write_random(file, &jobs, &Weights::new(seed, tied, n_expert), part.path(), watch).map_err(io)?;
+            let skewed = used.filter(|_| matches!(fill, Fill::Skewed(_)));
+            write_random(file, &jobs, &Weights::new(seed, tied, n_expert, skewed), part.path(), watch).map_err(io)?;
         }
         if watch.stop.load(Ordering::Relaxed) {
             return Err(Error::Stopped);

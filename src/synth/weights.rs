@@ -5,7 +5,8 @@
 //! Scales are chosen for a standard deviation of `1/√n` over a row of `n` (0.016 for 4096, 0.022 for 2048), so that a
 //! matrix keeps the size of what it multiplies, and their signs are random, so that no type has a mean: a common
 //! component would grow from block to block until every token chose the same experts. For the same reason the output
-//! of attention is damped and embeddings are larger: what is a token's own must outweigh what its context shares.
+//! of attention and of recurrent layers is damped and embeddings are larger: what is a token's own must outweigh what its
+//! context shares.
 //! Embeddings that are the output as well would repeat the last token; there the output norm has random signs.
 
 use crate::gguf::GgmlType;
@@ -68,14 +69,21 @@ pub struct Weights {
     seed: u64,
     tied: bool,
     n_expert: usize,
+    /// What the rows of a skewed router are multiplied by, for each of [`CLASSES`].
+    skew: Option<[f32; 3]>,
     /// Standard normals, in pairs of opposite sign.
     normals: Vec<f32>,
 }
 
+/// Share of the experts and share of the choices, of the popular, the common and the rare experts of a skewed router.
+const CLASSES: [(f64, f64); 3] = [(1.0 / 16.0, 0.65), (3.0 / 16.0, 0.22), (0.75, 0.13)];
+/// No expert is chosen by more tokens than this: a random row is below any bound for half of them.
+const MOST_CHOSEN: f64 = 0.42;
+
 impl Weights {
     /// The weights of a seed. `tied`: the embeddings are the output matrix as well; `n_expert`: what whole numbers are below, as experts
-    /// that a table gives each token.
-    pub fn new(seed: u64, tied: bool, n_expert: usize) -> Self {
+    /// that a table gives each token; `skewed`: the share of its experts that a token uses, where some are to be used more than others.
+    pub fn new(seed: u64, tied: bool, n_expert: usize, skewed: Option<f64>) -> Self {
         let mut random = Random::new(0x6d6f_6570_6c61_6e00);
         let mut unit = || {
             #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
@@ -90,7 +98,8 @@ impl Weights {
                 normals.extend([x as f32, -x as f32]);
             }
         }
-        Self { seed, tied, n_expert: n_expert.max(1), normals }
+        let skew = skewed.map(|used| skew(used, &normals));
+        Self { seed, tied, n_expert: n_expert.max(1), skew, normals }
     }
 
     /// A writer of the data of one tensor.
@@ -113,8 +122,54 @@ impl Weights {
             "bf16" => Kind::Half(normals.map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect()),
             _ => Kind::Blocks(Blocks::new(tensor.ty, deviation)),
         };
-        TensorWeights { seed: self.seed, name: tensor.name.clone(), kind }
+        let skew = self.skew.filter(|_| name.ends_with("ffn_gate_inp.weight") && tensor.ty.name == "f32");
+        let rows = skew.map(|by_class| {
+            let n = tensor.shape.get(1).map_or(0, |n| usize::try_from(*n).unwrap_or(0));
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by_cached_key(|expert| mix(stream(self.seed, name, *expert as u64)));
+            let mut by_expert = vec![by_class[2]; n];
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a count of experts"
+            )]
+            let count = |share: f64| (share * n as f64).ceil() as usize;
+            let popular = count(CLASSES[0].0);
+            for (rank, expert) in order.into_iter().take(popular + count(CLASSES[1].0)).enumerate() {
+                by_expert[expert] = by_class[usize::from(rank >= popular)];
+            }
+            Rows { bytes: tensor.shape[0] * 4, by_expert }
+        });
+        TensorWeights { seed: self.seed, name: tensor.name.clone(), kind, rows }
     }
+}
+
+/// What rows of a router are multiplied by so that each class of experts gets its share of the choices, where a token uses `used` of all
+/// (0 to 1). Logits of a row are normal, and what exceeds a common bound is chosen: a row of twice the size is chosen as often as a value
+/// beyond half the bound is drawn.
+fn skew(used: f64, normals: &[f32]) -> [f32; 3] {
+    let mut sorted = normals.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let mut left = 1.0;
+    let mut asked: f64 = CLASSES.iter().map(|class| class.1).sum();
+    let bounds = CLASSES.map(|(experts, choices)| {
+        // What the classes before could not take, the others share.
+        let share = choices * left / asked;
+        let chosen = (share * used / experts).min(MOST_CHOSEN);
+        left -= chosen * experts / used;
+        asked -= choices;
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index"
+        )]
+        let at = ((1.0 - chosen) * sorted.len() as f64) as usize;
+        sorted[at.min(sorted.len() - 1)]
+    });
+    // The largest is 2, so that no gate saturates.
+    bounds.map(|bound| 2.0 * bounds[0] / bound)
 }
 
 fn deviation(tensor: &NewTensor) -> f32 {
@@ -125,7 +180,9 @@ fn deviation(tensor: &NewTensor) -> f32 {
     match () {
         () if has("exp_probs_b") => 0.002,
         () if has("token_embd") => 0.5,
-        () if has("attn_output.weight") => 0.15 * base,
+        () if ["attn_output.weight", "attn_output_b.weight", "ssm_out.weight"].iter().any(|name| has(name)) => {
+            0.15 * base
+        }
         () => base,
     }
 }
@@ -143,6 +200,14 @@ pub struct TensorWeights {
     seed: u64,
     name: String,
     kind: Kind,
+    rows: Option<Rows>,
+}
+
+/// Factors for the rows of an `f32` matrix.
+struct Rows {
+    /// Of one row.
+    bytes: u64,
+    by_expert: Vec<f32>,
 }
 
 impl TensorWeights {
@@ -154,6 +219,12 @@ impl TensorWeights {
             Kind::F32(table) => pick(&mut random, table, out),
             Kind::Half(table) => pick(&mut random, table, out),
             Kind::Blocks(blocks) => blocks.fill(&mut random, out),
+        }
+        let Some(rows) = &self.rows else { return };
+        for (at, value) in (offset..).step_by(4).zip(out.chunks_exact_mut(4)) {
+            let expert = usize::try_from(at / rows.bytes).expect("a row of the tensor");
+            let skewed = f32::from_le_bytes(value.try_into().expect("four bytes")) * rows.by_expert[expert];
+            value.copy_from_slice(&skewed.to_le_bytes());
         }
     }
 }
@@ -276,7 +347,7 @@ mod tests {
 
     fn data(seed: u64, tensor: &NewTensor) -> Vec<u8> {
         let mut out = vec![0; usize::try_from(tensor.bytes().unwrap()).unwrap()];
-        Weights::new(seed, false, 0).of(tensor).fill(0, &mut out);
+        Weights::new(seed, false, 0, None).of(tensor).fill(0, &mut out);
         out
     }
 
@@ -326,5 +397,52 @@ mod tests {
         assert!(bytes == data(1, &up) && bytes != data(2, &up) && bytes != data(1, &gate));
         let experts: Vec<&[u8]> = bytes.chunks_exact(bytes.len() / 4).collect();
         assert!((1..4).all(|i| experts[0] != experts[i]));
+    }
+
+    /// Of 800 states of unit size, as a norm makes them: the hits of least-recently-used caches of an eighth and a quarter of the experts,
+    /// and the share of the experts that 512 of the states use.
+    #[test]
+    fn skewed_routers_use_experts_as_unevenly_as_documented() {
+        const WIDTH: usize = 256;
+        for (n_expert, used, expected) in
+            [(512, 10, [0.59, 0.75, 0.87]), (128, 8, [0.35, 0.6, 1.0]), (64, 6, [0.22, 0.47, 1.0])]
+        {
+            let router = tensor("blk.0.ffn_gate_inp.weight", "f32", &[WIDTH as u64, n_expert as u64]);
+            let mut bytes = vec![0; WIDTH * n_expert * 4];
+            let weights = Weights::new(1, false, n_expert, Some(used as f64 / n_expert as f64));
+            weights.of(&router).fill(0, &mut bytes);
+            let rows: Vec<f32> = bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+            let mut random = Random::new(7);
+            let choices: Vec<Vec<usize>> = (0..800)
+                .map(|_| {
+                    let state: Vec<f32> =
+                        (0..WIDTH).map(|_| weights.normals[(random.next() & 0xffff) as usize]).collect();
+                    let logit = |row: &[f32]| -> f32 { row.iter().zip(&state).map(|(w, x)| w * x).sum() };
+                    let logits: Vec<f32> = rows.chunks_exact(WIDTH).map(logit).collect();
+                    let mut order: Vec<usize> = (0..n_expert).collect();
+                    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+                    order.truncate(used);
+                    order
+                })
+                .collect();
+            let hits = |slots: usize| {
+                let (mut cached, mut hits) = (Vec::new(), 0);
+                for (at, expert) in
+                    choices.iter().enumerate().flat_map(|(at, chosen)| chosen.iter().map(move |e| (at, e)))
+                {
+                    let hit = cached.iter().position(|of| of == expert);
+                    hits += usize::from(hit.is_some() && at >= 200);
+                    if let Some(at) = hit.or((cached.len() == slots).then_some(0)) {
+                        cached.remove(at);
+                    }
+                    cached.push(*expert);
+                }
+                hits as f64 / (600 * used) as f64
+            };
+            let touched: std::collections::BTreeSet<&usize> = choices[..512].iter().flatten().collect();
+            let found = [hits(n_expert / 8), hits(n_expert / 4), touched.len() as f64 / n_expert as f64];
+            let close = found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 0.03);
+            assert!(close, "{used} of {n_expert}: {found:.2?}");
+        }
     }
 }
