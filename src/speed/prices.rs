@@ -182,11 +182,12 @@ const OF_DEVICE: [Row<DeviceRates>; 10] = [
     (Cost::Offload, "waits before copies to {}", MICRO, |rates| &mut rates.offload),
     (Cost::Switch, "changes to and from {}", MICRO, |rates| &mut rates.switch),
 ];
-const OF_HOST: [Row<HostRates>; 5] = [
+const OF_HOST: [Row<HostRates>; 6] = [
     (Cost::Weights, "weights read from main memory", GIGA, |rates| &mut rates.memory),
     (Cost::ByThread, "weights multiplied by the host's threads", GIGA, |rates| &mut rates.by_thread),
     (Cost::Products, "products on the host", GIGA, |rates| &mut rates.products),
     (Cost::Op, "starts of operations on the host", MICRO, |rates| &mut rates.op),
+    (Cost::Mask, "attention masks written by the host", GIGA, |rates| &mut rates.mask),
     (Cost::Disk, "weights read from the disk", GIGA, |rates| &mut rates.disk),
 ];
 

@@ -177,6 +177,7 @@ pub fn host(host: &Host) -> HostRates {
         by_thread,
         products: known.products.unwrap_or(products),
         op: 4.0,
+        mask: 0.35,
         disk: 2.0,
         uncertainty: uncertainty_pp.max(uncertainty_tg),
         uncertainty_pp,

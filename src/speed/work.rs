@@ -28,6 +28,8 @@ pub enum Cost {
     Switch,
     /// Bytes by thread: weights multiplied with one row on the host.
     ByThread,
+    /// Elements of attention masks that one thread of the host writes.
+    Mask,
     Disk,
 }
 
@@ -91,6 +93,8 @@ struct Attention {
 pub(super) struct Layout {
     parts: Vec<Part>,
     attention: Vec<Attention>,
+    /// Of each mask, the earlier tokens whose cells are looked at for every token of a micro-batch.
+    masks: Vec<f64>,
     /// Bytes of recurrent states by tier, read and written for every token.
     states: Vec<f64>,
     /// The first device that takes over host products of large batches (`ggml_backend_offload_op`).
@@ -128,6 +132,10 @@ const TILE_REST: f64 = 16.0;
 /// H100 and an H200 fit their own measurements as well with 512 to 2,048; models that they did not see are met best from 1,536 on.
 const ROW_REST: f64 = 1536.0;
 
+/// Tokens before a micro-batch and its window whose mask is written anew for each of its tokens (`llama-kv-cache.cpp`
+/// `set_input_kq_mask_impl`, b11434); that of other tokens is copied from the token before.
+const MASKED_BEFORE: f64 = 32.0;
+
 /// Rows from which devices take over host products (`GGML_OP_OFFLOAD_MIN_BATCH`, b11434).
 const OFFLOAD_ROWS: u32 = 32;
 
@@ -156,6 +164,7 @@ impl Layout {
         let mut layout = Self {
             parts: Vec::with_capacity(12),
             attention: Vec::with_capacity(4),
+            masks: Vec::with_capacity(2),
             states: vec![0.0; tiers],
             offload: offload.map(|i| usize::from(*i) + 1),
             copies: if pinned { Cost::Pinned } else { Cost::Pageable },
@@ -248,6 +257,12 @@ impl Layout {
     fn caches(&mut self, case: &Case<'_>) {
         let hparams = &case.forecast.caches.hparams;
         for cache in &case.forecast.caches.list {
+            let window = match cache.kind {
+                CacheKind::Base => Some(0),
+                CacheKind::Swa => hparams.swa.map(|swa| swa.n_swa),
+                _ => None,
+            };
+            self.masks.extend(window.map(|window| f64::from(window) + MASKED_BEFORE));
             for layer in &cache.layers {
                 let device = case.placement.layers.get(layer.il as usize).copied().flatten();
                 let tier = device.filter(|_| case.run.offload_kqv).map_or(ON_HOST, |i| usize::from(i) + 1);
@@ -313,6 +328,9 @@ impl Layout {
             }
             for (tier, bytes) in self.states.iter().enumerate() {
                 work.add(tier, Cost::Cache, times * bytes);
+            }
+            for before in &self.masks {
+                work.add(ON_HOST, Cost::Mask, times * rows * (rows + before));
             }
             self.changes(&mut work, large, rows, times);
             passes += times;
