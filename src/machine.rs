@@ -869,9 +869,9 @@ pub struct HostRates {
     /// Fixed time by weight tensor used, for one pass through the graph: microseconds.
     #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub op: f64,
-    /// Elements of attention masks written by one thread: 10^9 a second.
+    /// Elements of attention masks, and of candidates to sample from, that one thread handles: 10^9 a second.
     #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
-    pub mask: f64,
+    pub serial: f64,
     /// Weights read from the disk that do not stay in memory: GB/s.
     #[serde(default = "unsaid", skip_serializing_if = "is_unsaid")]
     pub disk: f64,
@@ -891,9 +891,9 @@ pub struct HostRates {
 impl HostRates {
     /// What is given of a host's memory alone, GB/s.
     pub fn of_memory(memory: f64) -> Self {
-        let [by_thread, products, op, mask, disk, uncertainty, uncertainty_pp, uncertainty_tg] = [unsaid(); 8];
+        let [by_thread, products, op, serial, disk, uncertainty, uncertainty_pp, uncertainty_tg] = [unsaid(); 8];
         let basis = String::new();
-        Self { memory, by_thread, products, op, mask, disk, uncertainty, uncertainty_pp, uncertainty_tg, basis }
+        Self { memory, by_thread, products, op, serial, disk, uncertainty, uncertainty_pp, uncertainty_tg, basis }
     }
 }
 

@@ -135,7 +135,8 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     let tokens = if turn.prompt == 0 { USUAL_PROMPT } else { turn.prompt };
     let prompt = layout.prompt(tokens, turn.depth);
     let generated = turn.generate.max(1);
-    let generation = layout.generation(generated, turn.depth.saturating_add(turn.prompt));
+    let mut generation = layout.generation(generated, turn.depth.saturating_add(turn.prompt));
+    generation.sample(case.model.hparams.vocab_size, generated);
     let pp = f64::from(tokens) / prices.seconds(&prompt);
     let tg = 1.0 / (prices.seconds(&generation) / f64::from(generated));
     let mut terms = Vec::new();

@@ -187,7 +187,7 @@ const OF_HOST: [Row<HostRates>; 6] = [
     (Cost::ByThread, "weights multiplied by the host's threads", GIGA, |rates| &mut rates.by_thread),
     (Cost::Products, "products on the host", GIGA, |rates| &mut rates.products),
     (Cost::Op, "starts of operations on the host", MICRO, |rates| &mut rates.op),
-    (Cost::Mask, "attention masks written by the host", GIGA, |rates| &mut rates.mask),
+    (Cost::Serial, "masks and sampling by one thread of the host", GIGA, |rates| &mut rates.serial),
     (Cost::Disk, "weights read from the disk", GIGA, |rates| &mut rates.disk),
 ];
 

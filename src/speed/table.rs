@@ -72,7 +72,7 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
 
 /// The rate of products without what the ends of rows cost (`work.rs` `ROW_REST`), by that of the table, which is of rows of some
 /// 1,500 elements.
-const WIDE: f64 = 1.5;
+const WIDE: f64 = 1.4;
 
 /// GB/s of which the matrices of one token fill half.
 const FILLED: f64 = 4000.0;
@@ -177,7 +177,7 @@ pub fn host(host: &Host) -> HostRates {
         by_thread,
         products: known.products.unwrap_or(products),
         op: 4.0,
-        mask: 0.35,
+        serial: 0.35,
         disk: 2.0,
         uncertainty: uncertainty_pp.max(uncertainty_tg),
         uncertainty_pp,

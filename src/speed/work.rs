@@ -28,8 +28,8 @@ pub enum Cost {
     Switch,
     /// Bytes by thread: weights multiplied with one row on the host.
     ByThread,
-    /// Elements of attention masks that one thread of the host writes.
-    Mask,
+    /// Elements that one thread of the host handles: of attention masks, and of a sampler's candidates.
+    Serial,
     Disk,
 }
 
@@ -54,7 +54,16 @@ impl Work {
             kinds[cost as usize] += amount;
         }
     }
+
+    /// Adds the sampling of `tokens` tokens from a vocabulary.
+    pub fn sample(&mut self, vocabulary: u32, tokens: u32) {
+        self.add(ON_HOST, Cost::Serial, CANDIDATE * f64::from(vocabulary) * f64::from(tokens));
+    }
 }
+
+/// Elements of a mask that take as long as a candidate of a sampler: llama-server copies a token's logits into a list of candidates
+/// and searches it for the best ones (3 ns each on one core of an EPYC, and the copies; llama-bench samples nothing).
+const CANDIDATE: f64 = 1.5;
 
 /// Weights in the same place that are used alike.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,8 +80,9 @@ struct Part {
     bytes: f64,
     /// Bytes, each weighted with what its type costs the processor beside `q4_K`.
     effort: f64,
-    /// Elements, each weighted with what its row's length costs a device.
     elements: f64,
+    /// Rows of the weights: what a row of activations has after the product.
+    outputs: f64,
     element_effort: f64,
     tensors: f64,
 }
@@ -93,6 +103,8 @@ struct Attention {
 pub(super) struct Layout {
     parts: Vec<Part>,
     attention: Vec<Attention>,
+    /// Rows of a tile of an expert's product, by tier.
+    tiles: Vec<f64>,
     /// Of each mask, the earlier tokens whose cells are looked at for every token of a micro-batch.
     masks: Vec<f64>,
     /// Bytes of recurrent states by tier, read and written for every token.
@@ -123,14 +135,15 @@ pub(super) struct Layout {
 /// Stages of a block in the order they run: attention and the rest, dense parts, the experts' first products, their last.
 const STAGES: usize = 4;
 
-/// Rows beside an expert's own that its product costs on a device: the matrix kernels work in tiles of rows, and the last
-/// tile of every expert is half empty on average (`ggml-cuda/mmq.cuh`: tiles of 8 to 128 rows).
-const TILE_REST: f64 = 16.0;
+/// Rows that the product of an expert takes at a time on CUDA: the kernel's tile is chosen for all rows of the micro-batch, and computed
+/// whole however few of them the expert has (`ggml-cuda/mmq.cuh` `mul_mat_q_switch_J`, b11434). ROCm's choice fits the expert's own
+/// rows, and other backends' tiles are smaller.
+const TILE_CUDA: f64 = 128.0;
+const TILE: f64 = 32.0;
 
-/// What a product costs a device beside its elements, as elements of a row: its tiles start and end with each row of weights
-/// (`ggml-cuda/mmq.cuh`). The narrower the experts, the slower they are, on every kind of card that was measured. Calibrations of an
-/// H100 and an H200 fit their own measurements as well with 512 to 2,048; models that they did not see are met best from 1,536 on.
-const ROW_REST: f64 = 1536.0;
+/// What each number that a product puts out costs a device, as elements of weights: it is written, and the operations after it read it.
+/// Calibrations of an H100 and an H200 fit their own measurements best with 1,000 to 2,048.
+const OUTPUT: f64 = 1536.0;
 
 /// Tokens before a micro-batch and its window whose mask is written anew for each of its tokens (`llama-kv-cache.cpp`
 /// `set_input_kq_mask_impl`, b11434); that of other tokens is copied from the token before.
@@ -164,6 +177,7 @@ impl Layout {
         let mut layout = Self {
             parts: Vec::with_capacity(12),
             attention: Vec::with_capacity(4),
+            tiles: vec![TILE; tiers],
             masks: Vec::with_capacity(2),
             states: vec![0.0; tiers],
             offload: offload.map(|i| usize::from(*i) + 1),
@@ -183,6 +197,9 @@ impl Layout {
                 && placement.layers.iter().all(Option::is_some)
                 && !placement.devices.iter().any(|i| backend(*i) == Some(Backend::Rpc)),
         };
+        for (tile, device) in layout.tiles.iter_mut().skip(1).zip(&machine.devices) {
+            *tile = if device.backend == Backend::Cuda { TILE_CUDA } else { TILE };
+        }
         layout.weights(case);
         layout.caches(case);
         layout.missing = layout.missing(case);
@@ -229,7 +246,8 @@ impl Layout {
             let (bytes, elements, effort) = (float(tensor.bytes.0), float(tensor.elements()), effort(tensor.ty));
             part.bytes += bytes;
             part.effort += bytes * effort;
-            part.elements += elements * (1.0 + ROW_REST / float(tensor.shape[0].max(1)));
+            part.elements += elements;
+            part.outputs += elements / float(tensor.shape[0].max(1));
             part.element_effort += elements * effort;
             part.tensors += 1.0;
         }
@@ -329,8 +347,11 @@ impl Layout {
             for (tier, bytes) in self.states.iter().enumerate() {
                 work.add(tier, Cost::Cache, times * bytes);
             }
-            for before in &self.masks {
-                work.add(ON_HOST, Cost::Mask, times * rows * (rows + before));
+            // The device computes a micro-batch while the host writes the next one's masks.
+            if passes == 0.0 {
+                for before in &self.masks {
+                    work.add(ON_HOST, Cost::Serial, rows * (rows + before));
+                }
             }
             self.changes(&mut work, large, rows, times);
             passes += times;
@@ -399,7 +420,10 @@ impl Layout {
         let active = f64::from(part.used) / f64::from(part.count);
         let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));
         let bytes = rows.map_or(times * (part.bytes * share), |_| times * part.bytes * share);
-        work.add(tier, Cost::Weights, bytes);
+        // A device reads weights while it computes; with many rows that hides the reading.
+        if tier == ON_HOST || rows.is_none_or(|rows| rows < f64::from(OFFLOAD_ROWS)) {
+            work.add(tier, Cost::Weights, bytes);
+        }
         work.add(tier, Cost::Op, times * part.tensors * self.kernels_by_tensor);
         if part.tier == ON_HOST {
             work.add(ON_HOST, Cost::Disk, bytes * (1.0 - hits) * self.missing);
@@ -414,8 +438,10 @@ impl Layout {
                 work.add(ON_HOST, Cost::Products, times * products / self.threads_batch);
             }
             Some(rows) => {
-                let padding = if part.count > 1 { part.elements * share * TILE_REST } else { 0.0 };
-                work.add(tier, Cost::Products, times * 2.0 * (part.elements * active * rows + padding));
+                let tile = self.tiles.get(tier).copied().unwrap_or(TILE);
+                let tiled = if part.count > 1 { tiled(part.count, part.used, rows, tile) } else { rows };
+                let products = part.elements * tiled + OUTPUT * part.outputs * active * rows;
+                work.add(tier, Cost::Products, times * 2.0 * products);
             }
             None if tier == ON_HOST => {
                 work.add(ON_HOST, Cost::ByThread, times * part.effort * active / self.threads);
@@ -502,6 +528,14 @@ fn effort(ty: GgmlType) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "times are estimates; bytes stay below 2^53 anyway")]
 fn float(n: u64) -> f64 {
     n as f64
+}
+
+/// Rows by expert, in whole tiles, of a micro-batch of `tokens` tokens that draw `used` of `count` experts each: drawn as [`touched`]
+/// has it, n in the mean, an expert has more than k tiles' rows with the probability exp(−k·tile ÷ n).
+fn tiled(count: u32, used: u32, tokens: f64, tile: f64) -> f64 {
+    let tile = tile.min((tokens / 8.0).ceil() * 8.0);
+    let draws = f64::from(used) / f64::from(count) * tokens;
+    tile * (touched(count, used, tokens) + 1.0 / ((tile / draws).exp() - 1.0))
 }
 
 /// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them.
