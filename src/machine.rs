@@ -281,6 +281,10 @@ pub enum Error {
     UnknownCard(String),
     #[error("`--gpu {0}`: write how many of it there are, 1 to 32: --gpu '4x RTX 3090'")]
     Count(String),
+    #[error("`--gpu {text}`: this names two cards, {first} and {second}")]
+    TwoCards { text: String, first: String, second: String },
+    #[error("`--gpu {text}`: its computer has {named} by its name and {ram} by --ram")]
+    TwoSizes { text: String, named: Bytes, ram: Bytes },
     #[error("`--gpu {0}`: the memory of this card is not known")]
     NoMemory(String),
     #[error("`--backend cpu` has no devices; leave `--vram` and `--gpu` out")]
@@ -290,6 +294,14 @@ pub enum Error {
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         Some(match self {
+            Self::TwoCards { first, second, .. } => {
+                format!("write a comma between cards, --gpu '{first},{second}', and `4x` before four of one").into()
+            }
+            Self::TwoSizes { .. } => "leave one of them out".into(),
+            // Intel's graphics that use main memory have many names, and few of them rows.
+            Self::UnknownCard(name) if cards::is_intel_integrated(name) => {
+                "it uses main memory: describe it by what of that it may take, --device Vulkan0=18G,shared --ram 32G".into()
+            }
             Self::UnknownCard(name) => {
                 let known = cards::CARDS.iter().map(|card| card.words);
                 let meant = suggest::did_you_mean(name, known).unwrap_or_default();
@@ -365,8 +377,11 @@ impl Machine {
 
     /// What to say of its budgets, a line a device.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        let note = |device: &Device| device.budget_note().or_else(|| device.part_note(self.host.ram?));
-        self.devices.iter().filter_map(move |device| Some(format!("{}: {}", device.name, note(device)?)))
+        let note = |device: &Device| {
+            device.budget_note().or_else(|| device.system_note()).or_else(|| device.part_note(self.host.ram?))
+        };
+        let devices = self.devices.iter().filter_map(move |device| Some(format!("{}: {}", device.name, note(device)?)));
+        devices.chain(self.host.note.iter().map(|note| format!("main memory: {note}")))
     }
 
     /// What is to be left free on every device: the largest that one of them calls for.
@@ -390,7 +405,8 @@ fn number_remote(devices: &mut [Device]) {
     }
 }
 
-/// Main memory as it is typed: `64G`, and what it is of: `64G@ddr5-6000x2` (MT/s and channels), or `64G@96` (GB/s of its data sheet).
+/// Main memory as it is typed: `64G`, and what it is of: `64G@ddr5-6000x2` (MT/s and channels; two of them where none are said),
+/// `64GB DDR5-6000`, or `64G@96` (GB/s of its data sheet). A number of GB that it is sold with is so many GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String")]
@@ -398,11 +414,38 @@ pub struct Ram {
     pub bytes: Bytes,
     /// GB/s by the data sheet.
     pub bandwidth: Option<f64>,
+    /// The GB that stand for as many GiB.
+    pub sold_as: Option<u32>,
+    /// How its speed is typed with the channels that were not said.
+    pub assumed: Option<(u32, f64)>,
+}
+
+impl Ram {
+    /// What was taken for what was typed.
+    pub fn note(&self) -> Option<String> {
+        let size = self.sold_as.map(|gb| {
+            let exact = f64::from(gb) * 1e9 / f64::from(1_u32 << 30);
+            format!("modules sold as {gb} GB hold {gb} GiB; --ram {exact:.1}G is {gb}·10^9 bytes")
+        });
+        let channels = self.assumed.map(|(generation, rate)| {
+            format!("two channels are assumed; say another number: @ddr{generation}-{rate}x4")
+        });
+        let notes: Vec<String> = size.into_iter().chain(channels).collect();
+        (!notes.is_empty()).then(|| notes.join("; "))
+    }
+}
+
+/// Channels of a desktop.
+const CHANNELS: f64 = 2.0;
+
+/// Whether modules make up so many GB: eights of them, or those of small computers.
+fn is_sold(gb: u32) -> bool {
+    gb > 0 && (gb.is_multiple_of(8) || matches!(gb, 2 | 4 | 6 | 12 | 18 | 20 | 36))
 }
 
 impl From<Bytes> for Ram {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, bandwidth: None }
+        Self { bytes, bandwidth: None, sold_as: None, assumed: None }
     }
 }
 
@@ -418,25 +461,41 @@ impl FromStr for Ram {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (size, kind) = text.split_once('@').map_or((text, None), |(size, kind)| (size, Some(kind)));
-        let bytes = size.parse::<Bytes>().map_err(|error| error.to_string())?;
+        // As shops write it: `64GB DDR4-3600`.
+        let of_shop = || {
+            let at = ["lpddr", "ddr"].iter().find_map(|word| text.to_ascii_lowercase().find(word))?;
+            text.split_at_checked(at).filter(|(size, _)| size.ends_with(' '))
+        };
+        let (size, kind) =
+            text.split_once('@').or_else(of_shop).map_or((text, None), |(size, kind)| (size, Some(kind)));
+        let size: DeviceSize = size.parse().map_err(|error: ParseBytesError| error.to_string())?;
+        let is_decimal = |gb: &u32| size.bytes.0 == u64::from(*gb) * 1_000_000_000;
+        let sold_as = size.sold_as.filter(|gb| is_sold(*gb) && is_decimal(gb));
+        let bytes = sold_as.map_or(size.bytes, |gb| Bytes(u64::from(gb) * GIB));
+        let mut assumed = None;
         let bandwidth = kind.map(|kind| {
-            let lower = kind.to_ascii_lowercase();
-            let modules = || {
+            let lower = kind.trim().to_ascii_lowercase();
+            let mut modules = || {
+                let is_low_power = lower.starts_with("lp");
                 let (generation, rest) =
-                    lower.strip_prefix("lp").unwrap_or(&lower).strip_prefix("ddr")?.split_once('-')?;
+                    lower.strip_prefix("lp").unwrap_or(&lower).strip_prefix("ddr")?.split_once(['-', ' '])?;
                 let generation = generation.trim_end_matches('x').parse::<u32>().ok()?;
-                let (rate, channels) = rest.split_once('x')?;
-                let (rate, channels) = (rate.parse::<f64>().ok()?, channels.parse::<f64>().ok()?);
+                let (rate, channels) = rest.split_once('x').map_or((rest, None), |(rate, n)| (rate, Some(n)));
+                let rate = rate.trim_end_matches("mhz").trim_end_matches("mt/s").trim().parse::<f64>().ok()?;
+                if channels.is_none() {
+                    assumed = Some((generation, rate)).filter(|_| !is_low_power);
+                    assumed?;
+                }
+                let channels = channels.map_or(Some(CHANNELS), |n| n.trim().parse::<f64>().ok())?;
                 // A channel is 64 bits wide.
                 (2..=6).contains(&generation).then_some(rate * channels * 8.0 / 1000.0)
             };
-            let rate = lower.parse().ok().or_else(modules).filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+            let rate = lower.parse().ok().or_else(&mut modules).filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
             let usage = "write its type, MT/s and channels (@ddr5-6000x2), or GB/s (@96)";
             let rate = rate.ok_or_else(|| format!("`@{kind}`: {usage}"))?;
             possible(rate).map_err(|error| format!("`@{kind}`: {error}"))
         });
-        Ok(Self { bytes, bandwidth: bandwidth.transpose()? })
+        Ok(Self { bytes, bandwidth: bandwidth.transpose()?, sold_as, assumed })
     }
 }
 
@@ -575,8 +634,17 @@ impl Device {
     /// the main memory of its computer.
     pub fn of_cards(names: &[String], backend: Option<Backend>, ram: Option<Bytes>) -> Result<Vec<Self>, Error> {
         let mut devices: Vec<Self> = Vec::new();
+        let mut named = Vec::new();
         for text in names {
-            let GpuName { count, card, size } = text.parse()?;
+            named.extend(GpuName::list(text)?.into_iter().map(|gpu| (text, gpu)));
+        }
+        for (text, GpuName { count, card, size, computer }) in named {
+            if let (Some(named), Some(ram)) = (computer, ram)
+                && named != ram
+            {
+                return Err(Error::TwoSizes { text: text.clone(), named, ram });
+            }
+            let ram = computer.or(ram).or_else(|| card.only_computer().filter(|_| size.is_none()));
             let backend = backend.unwrap_or_else(|| card.backend());
             let sold = match size {
                 None => card.sold.first(),
@@ -663,6 +731,27 @@ impl Device {
         Some(format!("cards sold as {gb} GB offer {total} or more; give the exact size of yours, e.g. {example}M"))
     }
 
+    /// What to say of a card's budget that is what one system leaves of it, where another leaves less.
+    fn system_note(&self) -> Option<String> {
+        let (card, description) = (self.card()?, self.description.as_deref()?);
+        // One that was found calls itself otherwise.
+        let own = card
+            .sold
+            .iter()
+            .find(|sold| sold.offers() == self.total && card.words.to_ascii_uppercase() == description)?;
+        let other = card
+            .sold
+            .iter()
+            .find(|sold| sold.gb == own.gb && sold.system != own.system && sold.offers() < self.total)?;
+        let system = |name: &str| if name == "windows" { "Windows" } else { "Linux without a display" };
+        let (own, other, left) = (system(own.system), system(other.system), other.offers());
+        Some(format!(
+            "{} is what {own} leaves of it; {other} leaves about {left}: --gpu '{description}={}M'",
+            self.total,
+            left.0 / MIB
+        ))
+    }
+
     /// What to say of a budget that is what the system lets graphics take of main memory.
     fn part_note(&self, ram: Bytes) -> Option<String> {
         let card = self.card().filter(|card| self.integrated && card.may_take(ram) == self.total)?;
@@ -684,12 +773,28 @@ impl Device {
     }
 }
 
-/// `--gpu` as it is typed: `RTX 4090`, `V100=16G`, `4x RTX 3090`.
+/// `--gpu` as it is typed: `RTX 4090`, `V100=16G`, `RTX 3060 12GB`, `4x RTX 3090`, `M4 Max 64GB`.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuName {
     pub count: usize,
     pub card: &'static cards::Card,
+    /// Of the card; of one that uses main memory, how much of it.
     pub size: Option<DeviceSize>,
+    /// The main memory of its computer, where the name of a card that uses it has a size.
+    pub computer: Option<Bytes>,
+}
+
+impl GpuName {
+    /// The cards of one name, or of several with `+` between them; `AI Max+ 395` is one.
+    pub fn list(text: &str) -> Result<Vec<Self>, Error> {
+        let mut before = ' ';
+        let is_between = |c: char| {
+            let is_end = before.is_whitespace() || before.is_ascii_digit();
+            before = c;
+            c == '+' && is_end
+        };
+        text.split(is_between).map(str::parse).collect()
+    }
 }
 
 impl FromStr for GpuName {
@@ -701,10 +806,17 @@ impl FromStr for GpuName {
         if !(1..=32).contains(&count) {
             return Err(Error::Count(text.to_string()));
         }
-        let card = cards::by_name(name).ok_or_else(|| Error::UnknownCard(name.trim().to_string()))?;
+        let (name, gb) = cards::without_size(name);
+        let card = cards::by_name(&name).ok_or_else(|| Error::UnknownCard(name.trim().to_string()))?;
+        if let Some(other) = cards::other_in(&name, card) {
+            let [first, second] = [card, other].map(|card| card.words.to_ascii_uppercase());
+            return Err(Error::TwoCards { text: text.to_string(), first, second });
+        }
         let size = size.map(str::parse::<DeviceSize>).transpose();
         let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
-        Ok(Self { count, card, size })
+        let in_name = gb.map(|gb| DeviceSize { bytes: Bytes(u64::from(gb) * GIB), sold_as: Some(gb) });
+        let computer = in_name.filter(|_| card.is_integrated()).map(|size| size.bytes);
+        Ok(Self { count, card, size: size.or(in_name.filter(|_| computer.is_none())), computer })
     }
 }
 
@@ -773,6 +885,9 @@ pub struct Host {
     /// What it does in a second, as far as that is known; the rest by its processor, else by its cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<HostRates>,
+    /// What was taken for what was typed of its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 impl Host {
@@ -1014,6 +1129,56 @@ mod tests {
         // A card that is known to have memory of its own has it, whatever is usual of its size and backend.
         assert!(!integrated("MI210") && !integrated("RTX Pro 6000=96G"));
         assert_eq!(of(&["2x RTX 3090", "3090 x2"], None).unwrap().len(), 4);
+        // A size in the name is the card's, or its computer's where its memory is main memory.
+        let sized = |name: &str, ram: Option<Bytes>| {
+            let devices = Device::of_cards(&[name.to_string()], None, ram)?;
+            Ok::<_, Error>((devices.len(), devices[0].description.clone().unwrap(), devices[0].total.0 >> 20))
+        };
+        for (name, count, card, mib) in [
+            ("RTX 3080 12GB", 1, "RTX 3080", 11_005),
+            ("RTX 3060 12 GB", 1, "RTX 3060", 11_798),
+            ("4060 8GB", 1, "RTX 4060", 7019),
+            ("A100-SXM4-80GB", 1, "A100", 81_151),
+            ("v100 16g", 1, "V100", 16_160),
+            ("apple m4 max 128gb", 1, "M4 MAX", 96 << 10),
+            ("Strix Halo 128GB", 1, "8060S", 64 << 10),
+            ("AMD Ryzen AI Max+ 395 128GB", 1, "8060S", 64 << 10),
+            ("AI Max 395 128G=96G", 1, "8060S", 96 << 10),
+            ("DGX Spark", 1, "GB10", 122_500),
+            ("Arc 140V 32GB", 1, "ARC 140V", 16 << 10),
+            ("RTX3090", 1, "RTX 3090", 23_863),
+            ("GeForce RTX4070TI=12G", 1, "RTX 4070 TI", 11_005),
+            ("3090x2", 2, "RTX 3090", 23_863),
+            ("RX7900XTX", 1, "7900 XTX", 24_102),
+            ("2x 3090 + 3060 12GB", 3, "RTX 3090", 23_863),
+        ] {
+            assert_eq!(sized(name, None).unwrap(), (count, card.to_string(), mib), "{name}");
+        }
+        // Whose figure it is, where another system leaves less; a size of one's own is nobody's.
+        for (name, note) in [
+            ("3090", Some("Windows leaves about 22.76 GiB: --gpu 'RTX 3090=23304M'")),
+            ("3090=23304M", None),
+            ("RTX 3080", None),
+        ] {
+            let devices = Device::of_cards(&[name.to_string()], None, None).unwrap();
+            let found = Machine::new(devices, Host::default()).unwrap().budget_notes().collect::<Vec<_>>().join(" ");
+            assert!(note.map_or(found.is_empty(), |note| found.contains(note)), "{name}: {found}");
+        }
+        let two = |text: &str| matches!(sized(text, None), Err(Error::TwoCards { .. }));
+        assert_eq!(sized("3090 + 9999", None), Err(Error::UnknownCard("9999".to_string())));
+        assert!(
+            two("3090 Ti+3060")
+                && two("3090 3060")
+                && two("RTX 3090 and RTX 3090")
+                && !two("AMD Radeon 880M Graphics (RADV GFX1150)")
+        );
+        assert!(matches!(sized("M4 Max 64GB", Some(Bytes::mib(48 << 10))), Err(Error::TwoSizes { .. })));
+        assert_eq!(sized("M4 Max 64GB", Some(Bytes::mib(64 << 10))).unwrap().2, 48 << 10);
+        let hint = |name: &str| sized(name, None).unwrap_err().hint().unwrap().into_owned();
+        assert!(
+            ["Arc 140T", "Iris Xe", "Core Ultra 9 288V"].iter().all(|name| hint(name).contains("Vulkan0=18G,shared"))
+        );
+        assert!(!hint("Arc A999").contains("shared"));
         assert_eq!(of(&["0x RTX 3090"], None), Err(Error::Count("0x RTX 3090".to_string())));
         assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
         assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));
@@ -1033,7 +1198,34 @@ mod tests {
             let ram: Ram = text.parse().unwrap();
             assert_eq!((ram.bytes, ram.bandwidth), (Bytes::mib(gib << 10), bandwidth), "{text}");
         }
-        for bad in ["64", "64G@", "64G@ddr5", "64G@ddr5-6000", "64G@ddr9-6000x2", "64G@-1", "64G@nan", "64G@inf"] {
+        // Of a desktop's two channels, of which a note says so; as shops write it; and GB as modules are sold.
+        for (text, typed, notes) in [
+            ("64G@ddr4-3600", "64GiB@57.6", &["@ddr4-3600x4"][..]),
+            ("64GB DDR4-3600", "64GiB@57.6", &["64 GiB", "@ddr4-3600x4"]),
+            ("64GB ddr5-6000 x4", "64GiB@192", &["64 GiB"]),
+            ("64GB DDR5 6000MHz", "64GiB@96", &["64 GiB", "@ddr5-6000x4"]),
+            ("64GB", "64GiB", &["64 GB hold 64 GiB", "--ram 59.6G"]),
+            ("36GB", "36GiB", &["36 GiB"]),
+            ("97GB", "97000000000B", &[]),
+            ("64G", "64GiB", &[]),
+        ] {
+            let ram: Ram = text.parse().unwrap();
+            assert_eq!((ram.to_string().as_str(), ram.note().is_some()), (typed, !notes.is_empty()), "{text}");
+            let note = ram.note().unwrap_or_default();
+            assert!(notes.iter().all(|part| note.contains(part)), "{text}: {note}");
+        }
+        for bad in [
+            "64",
+            "64G@",
+            "64G@ddr5",
+            "64G@lpddr5x-8533",
+            "64G@ddr5-x2",
+            "64G@ddr9-6000x2",
+            "64GB DDR4",
+            "64G@-1",
+            "64G@nan",
+            "64G@inf",
+        ] {
             assert!(bad.parse::<Ram>().is_err(), "{bad}");
         }
         // MT/s without a type are no GB/s.

@@ -7,8 +7,8 @@ use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{self, Beside, Request, Turn};
 use crate::run::args::args_beside;
-use crate::run::command::shell;
-use crate::run::flags::InPlan;
+use crate::run::command::{server_command, shell};
+use crate::run::flags::{Effect, InPlan};
 use crate::run::{Dialect, LoadMode, ParsedCommand, Program, RunConfig, groups, spelling, visible};
 
 /// Flags that say where weights go and how the machine computes: these the planner chooses.
@@ -42,7 +42,7 @@ const CHOSEN: [&str; 22] = [
 /// cache types, flash attention, drafts, the projector, prompt cache and checkpoints. The planner chooses all else, and
 /// keeps its usual margin free where `check` was not told one, so that a command that leaves nothing free may be the faster one.
 ///
-/// `None` where llama.cpp refuses the command, where not everything is counted, where the command uses some of the devices only or holds
+/// `None` where llama.cpp refuses the command and it is not known what was meant, where not everything is counted, where the command uses some of the devices only or holds
 /// what a plan does not take, and where no plan fits. `described` are the words that describe the machine.
 pub fn plan(
     (model, name): (&Model, &str),
@@ -56,7 +56,8 @@ pub fn plan(
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
     let is_selected = !visible::visible(machine, &command.environment).notes.is_empty();
-    if !is_launch || !is_counted || checkup.is_refused() || is_selected {
+    let is_lost = checkup.is_refused() && !checkup.is_mended();
+    if !is_launch || !is_counted || is_lost || is_selected {
         return None;
     }
     let settings = kept(&served(machine, command, checkup)).ok()?;
@@ -81,12 +82,28 @@ pub fn plan(
     let is_answer = plan.check.fits() && !plan.check.is_refused();
     is_answer.then_some(Beside {
         asked: shell(&asked(words, name, settings))?,
-        command: plan.command,
+        command: format!("{}{}", plan.command, undecided(command)?),
         memory: plan.check.memory,
         speed: plan.speed,
         turn_seconds: plan.turn_seconds,
+        command_seconds: seconds,
         times_as_fast: seconds.map(|seconds| seconds / plan.turn_seconds),
     })
+}
+
+/// The flags of a command that decide nothing here, which the planned command keeps: `--jinja`, `--port 8081`.
+fn undecided(command: &ParsedCommand) -> Option<String> {
+    let decides_nothing = |group: &&[String]| {
+        group.first().and_then(|word| spelling(word)).is_none_or(|(flag, _)| matches!(flag.effect, Effect::None))
+    };
+    let words: Vec<&String> = groups(&command.beside).into_iter().filter(decides_nothing).flatten().collect();
+    Some(if words.is_empty() { String::new() } else { format!(" {}", shell(&words)?) })
+}
+
+/// A command as llama.cpp takes it: what it refuses is replaced by what took its place.
+pub fn mended(command: &ParsedCommand) -> Option<String> {
+    let words = server_command(command.model.as_ref()?, &args_beside(&command.run, &command.beside));
+    Some(format!("{}{}", shell(&words)?, undecided(command)?))
 }
 
 /// What a command serves, as words that a plan keeps.

@@ -14,8 +14,9 @@ use crate::machine::Machine;
 use crate::memory::{self, HOST, HostNeeds};
 use crate::model::{FileKind, Model, projector};
 use crate::plan::{self, Checked, Variant};
+use crate::rules::Role;
 use crate::run::held::Held;
-use crate::run::{self, ModelSource, ParsedCommand, RunConfig, Target, grid, sources};
+use crate::run::{self, Dialect, ModelSource, ParsedCommand, Program, RunConfig, Target, grid, sources};
 use crate::suggest::Refusal;
 
 /// `moeplan/checks/1`: every command of a file.
@@ -167,7 +168,13 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
     let (model, name, command, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
     let variants = if rows.len() > 1 { rows } else { Vec::new() };
     let plan = described.and_then(|words| beside::plan((&model, &name), machine, &command, &checkup, words, options));
+    let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
+    let mended = beside::mended(&command).filter(|_| checkup.is_mended() && is_launch && variants.is_empty());
+    let n_cpu_moe =
+        if variants.is_empty() && is_launch { fits_with(&model, machine, &command, &checkup, options) } else { None };
     Ok(Checked {
+        mended,
+        n_cpu_moe,
         model: plan::summary(&model, &name),
         command: sources::shown(held),
         checkup,
@@ -176,6 +183,41 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
         projected: None,
         plan,
     })
+}
+
+/// The least `--n-cpu-moe` with which a command fits that does not, where no other rule says where experts go.
+fn fits_with(
+    model: &Model,
+    machine: &Machine,
+    command: &ParsedCommand,
+    checkup: &Checkup,
+    options: Options<'_>,
+) -> Option<u32> {
+    let is_short = checkup.shortfall.keys().any(|name| name != HOST) && checkup.verdict != Some(Verdict::AfterFit);
+    let is_other = checkup.overrides.iter().any(|row| !checkup::lints::is_ncmoe(row));
+    let has_experts = model.tensors.iter().any(|tensor| tensor.role == Role::RoutedExpert);
+    if !is_short || is_other || !has_experts {
+        return None;
+    }
+    let short_with = |n: u32| {
+        let words = ["llama-server", "--n-cpu-moe", &n.to_string()].map(str::to_string);
+        let counted = run::parse::command_for(&words, &BTreeMap::new(), command.run.target).ok()?.run.overrides;
+        let run = RunConfig { overrides: counted, ..command.run.clone() };
+        let command = ParsedCommand { run, ..command.clone() };
+        let options = Options { turn: None, tensors: false, ..options };
+        Some(checkup::check(model, machine, &command, options).ok()?.shortfall)
+    };
+    // More blocks on the host never take more of a device, and take more of the host.
+    let is_enough = |n: u32| Some(short_with(n)?.keys().all(|name| name == HOST));
+    let (mut short, mut enough) = (u32::try_from(checkup.overrides.len()).ok()?, model.hparams.n_layer());
+    if short >= enough || !is_enough(enough)? {
+        return None;
+    }
+    while enough - short > 1 {
+        let middle = u32::midpoint(short, enough);
+        *(if is_enough(middle)? { &mut enough } else { &mut short }) = middle;
+    }
+    short_with(enough)?.is_empty().then_some(enough)
 }
 
 /// By what variants are compared: what is missing, then what devices hold, then the host.

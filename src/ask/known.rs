@@ -12,7 +12,9 @@ use crate::machine::processors::{self, Processor};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Known {
     pub schema: &'static str,
+    /// By name.
     pub cards: Vec<KnownCard>,
+    /// By name.
     pub processors: Vec<KnownProcessor>,
 }
 
@@ -63,11 +65,12 @@ impl Known {
             cores: known.cores,
             memory: known.memory.or(processors::named(words).memory),
         };
-        Self {
-            schema: "moeplan/known/1",
-            cards: CARDS.iter().filter(is_meant).map(card).collect(),
-            processors: processors::known().filter(|(row, _)| processors::is_meant(row, word)).map(processor).collect(),
-        }
+        let mut cards: Vec<KnownCard> = CARDS.iter().filter(is_meant).map(card).collect();
+        let named = processors::known().filter(|(row, _)| processors::is_meant(row, word));
+        let mut processors: Vec<KnownProcessor> = named.map(processor).collect();
+        cards.sort_by(|a, b| a.name.cmp(&b.name));
+        processors.sort_by(|a, b| a.name.cmp(&b.name));
+        Self { schema: "moeplan/known/1", cards, processors }
     }
 
     pub fn is_empty(&self) -> bool {

@@ -26,7 +26,7 @@ pub struct Described {
     /// Repeatable.
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with = "vram"))]
     pub device: Vec<String>,
-    /// Cards by name, with their real memory and speed: "RTX 4090".
+    /// Cards by name, with their real memory and speed: "RTX 4090", "3090=23G".
     ///
     /// Repeatable, or a list; '4x NAME' is four. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several
     /// sizes, or its memory is not known; of graphics that use main memory ("M4 Max", "Strix Halo") how much of --ram they may take.
@@ -40,7 +40,9 @@ pub struct Described {
     /// Exact sizes. A size above what the device has means a larger device of the same speed. A device that gets 0, or no size, is left out.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
     pub budget: Vec<DeviceSize>,
-    /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2.
+    /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2; see --cpu.
+    ///
+    /// GB as modules are sold, 64GB, is 64G; without channels there are two of them.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
     /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
@@ -98,22 +100,29 @@ impl Described {
     /// Writes what is said of the host over what is known of it.
     pub fn describe(&self, host: &mut Host) -> Result<(), Refusal> {
         if let Some(name) = &self.cpu {
-            let known = processors::named(name);
+            let full = processors::full_name(name);
+            let known = processors::named(&full);
             if known == Processor::default() || (known.family.is_some() && self.cores.is_none()) {
-                let of = known.family.map_or(String::new(), |family| format!(", only its family `{family}`"));
-                let message = format!("`--cpu {name}`: no processor of that name is known{of}");
-                let meant = did_you_mean(name, processors::names()).unwrap_or_default();
-                let other = if of.is_empty() {
-                    "--cores N describes another"
-                } else {
-                    "--cores N beside it takes the family's figures"
+                // Of a family's other processors the cores are what is missing, not another name.
+                let (of, hint) = match known.family.map(processors::shown) {
+                    Some(family) => (
+                        format!(", only its family {family}"),
+                        format!("--cpu '{name}' --cores N takes the family's figures and its own cores"),
+                    ),
+                    None => {
+                        let meant = did_you_mean(name, processors::names()).unwrap_or_default();
+                        let lists = "`moeplan devices --known` lists them; --cores N describes another";
+                        (String::new(), format!("{meant} {lists}"))
+                    }
                 };
-                let hint = format!("{meant} `moeplan devices --known` lists them; {other}");
-                return Err(Refusal::new(message, hint.trim()));
+                return Err(Refusal::new(
+                    format!("`--cpu {name}`: no processor of that name is known{of}"),
+                    hint.trim(),
+                ));
             }
             let isa = known.isa.unwrap_or_default();
             (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
-            (host.processor, host.rates) = (Some(name.clone()), None);
+            (host.processor, host.rates) = (Some(full), None);
         }
         if self.cores == Some(0) {
             return Err(Refusal::new("a processor of 0 cores", "give its physical cores, or leave them out"));
@@ -122,7 +131,7 @@ impl Described {
             (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
         }
         if let Some(ram) = self.ram {
-            host.ram = Some(ram.bytes);
+            (host.ram, host.note) = (Some(ram.bytes), ram.note());
         }
         host.ram = host.ram.or_else(|| self.computer());
         if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
@@ -135,10 +144,11 @@ impl Described {
         Ok(())
     }
 
-    /// The main memory of the computer that `--gpu 'M4 Max=64G'` names.
+    /// The main memory of the computer that `--gpu 'M4 Max 64GB'` or `--gpu 'M4 Max=64G'` names.
     fn computer(&self) -> Option<Bytes> {
-        let named = self.gpu.iter().filter_map(|text| text.parse::<GpuName>().ok());
-        named.filter(|gpu| gpu.card.is_integrated()).filter_map(|gpu| Some(gpu.size?.bytes)).max()
+        let named = self.gpu.iter().filter_map(|text| GpuName::list(text).ok()).flatten();
+        let has = |gpu: GpuName| gpu.computer.or(gpu.size.map(|size| size.bytes)).or_else(|| gpu.card.only_computer());
+        named.filter(|gpu| gpu.card.is_integrated()).filter_map(has).max()
     }
 
     /// `machine` with what `--budget` gives of its devices, where each device can be what it is said to be.

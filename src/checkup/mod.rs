@@ -15,6 +15,7 @@ use crate::memory::{
     self, Basis, Forecast, HOST, HostNeeds, Launch, MemoryBreakdown, MemoryRow, Uncounted, What, expert_cache,
 };
 use crate::model::Model;
+use crate::number::fixed;
 use crate::placement::{self, Placement, pattern};
 use crate::rules::Role;
 use crate::run::visible::Visible;
@@ -225,6 +226,11 @@ impl Checkup {
     pub fn is_refused(&self) -> bool {
         self.lints.iter().any(|lint| lint.severity == Severity::Error)
     }
+
+    /// Whether llama.cpp refuses the command as it is written only: every refused flag was read as what took its place.
+    pub fn is_mended(&self) -> bool {
+        self.is_refused() && means_something(&self.lints)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -311,7 +317,7 @@ pub fn check(
     let shortfall = forecast.shortfall(machine, options.margin);
     let overrides = override_rows(model, run, &forecast.placement);
     let override_groups = override_groups(&overrides);
-    let lints = lints::lints(&Facts {
+    let mut lints = lints::lints(&Facts {
         model,
         machine,
         command,
@@ -341,10 +347,15 @@ pub fn check(
     let parts = PartRow::table(&forecast, run);
     // Neither what is refused nor what does not fit has a speed; what is paged has that of the disk. A flag of an older build is
     // carried out as it was meant.
-    let means_something = lints.iter().all(|lint| lint.severity != Severity::Error || lint.code == "removed-flag");
-    let runs = means_something && (!is_short || is_paged) && is_whole;
+    let runs = means_something(&lints) && (!is_short || is_paged) && is_whole;
     let case = Case { model, machine, run: &launched, placement: &forecast.placement, forecast: &forecast };
     let speed = options.turn.filter(|_| runs).map(|turn| speed::predict(&case, turn).speed);
+    if let Some((turn, mapped)) = options.turn.zip(speed.as_ref()).filter(|_| !is_ik) {
+        let placement = Placement { is_mapped: false, ..forecast.placement.clone() };
+        let run = &RunConfig { load_mode: LoadMode::None, ..launched.clone() };
+        let pinned = || speed::predict(&Case { run, placement: &placement, ..case }, turn).speed;
+        say_worth(&mut lints, || pinned().pp / mapped.pp);
+    }
     let mut basis = forecast.basis;
     if is_ik {
         basis.retain(|basis| !matches!(basis.quantity.as_str(), "context" | "compute"));
@@ -382,6 +393,26 @@ pub fn check(
         basis,
         tensors: options.tensors.then(|| tensor_rows(model, machine, &forecast.placement)),
     })
+}
+
+/// How much faster is worth a lint.
+const WORTH: f64 = 1.02;
+
+/// What pinned memory is predicted to be worth of a command's prompt speed; where that is nothing, mapped files are no fault.
+fn say_worth(lints: &mut Vec<Lint>, times: impl FnOnce() -> f64) {
+    let Some(at) = lints.iter().position(|lint| lint.code == "mmap-with-host-overrides") else { return };
+    let times = times();
+    if times < WORTH {
+        lints.remove(at);
+    } else if let Some(hint) = lints.get_mut(at).and_then(|lint| lint.hint.as_mut()) {
+        let times = fixed(times, if times < 1.1 { 2 } else { 1 });
+        *hint += &format!("; prompts are predicted to be {times} times as fast");
+    }
+}
+
+/// Whether the figures are of what a person meant.
+fn means_something(lints: &[Lint]) -> bool {
+    lints.iter().all(|lint| lint.severity != Severity::Error || lints::is_mended(&lint.code))
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.

@@ -8,8 +8,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{help, short_flags};
 use crate::ask::options::of_llama_cpp;
+use crate::run::command::shell;
 use crate::run::flags::{Effect, InPlan};
-use crate::run::{Program, spelling};
+use crate::run::{Program, groups, spelling};
 use crate::suggest::{self, Refusal};
 
 /// What to say of an error of clap's where a habit explains it; `None`: clap says it best. `words` are those typed.
@@ -64,7 +65,10 @@ fn conflict(argument: &str, error: &clap::Error) -> Option<Refusal> {
     Some(if other == name {
         Refusal::new(format!("`{name}` is given twice"), "give it once")
     } else {
-        Refusal::new(format!("`{name}` cannot be used with `{other}`"), "leave one of them out")
+        let is_size = [name.as_str(), &other].iter().all(|flag| ["--gpu", "--vram"].contains(flag));
+        let hint =
+            if is_size { "a size goes with the card's name: --gpu 'RTX 3090=23G'" } else { "leave one of them out" };
+        Refusal::new(format!("`{name}` cannot be used with `{other}`"), hint)
     })
 }
 
@@ -126,7 +130,12 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
     } else if let Some((flag, _)) = spelling(typed).filter(|_| takes_model) {
         let is_kept = matches!((flag.effect, flag.in_plan), (Effect::Field(_) | Effect::Speculation, InPlan::Kept));
         if name == "plan" && is_kept {
-            format!("a plan keeps llama.cpp's own flags after `--`: `moeplan plan model.gguf … -- {typed}`")
+            // With its values, as it was typed.
+            let at = words.iter().position(|word| word == typed);
+            let rest: Vec<String> =
+                words.iter().skip(at.unwrap_or(words.len())).map(|word| word.to_string_lossy().into_owned()).collect();
+            let whole = groups(&rest).first().and_then(|group| shell(group)).unwrap_or_else(|| typed.to_string());
+            format!("a plan keeps llama.cpp's own flags after `--`: `moeplan plan model.gguf … -- {whole}`")
         } else {
             of_llama_cpp(typed, flag)
         }

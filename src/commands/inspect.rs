@@ -11,6 +11,8 @@ use crate::ask;
 use crate::expectation::{self, Expectations};
 use crate::gguf::source::{Location, Which};
 use crate::inspection::Several;
+use crate::run::command::shell;
+use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -42,7 +44,8 @@ pub struct Args {
 }
 
 /// What to say of a machine beside one model.
-pub const MACHINE_OF_ONE: &str = "a machine only works with `inspect hf:owner/repo`; for one model use `plan`";
+pub const MACHINE_OF_ONE: &str =
+    "`inspect` looks at the file alone, and at what a machine makes of a whole repository (hf:owner/repo)";
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
@@ -56,7 +59,13 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     if let Some(repo) = repository(args)? {
         return quants::run(&repo, args.machine.is_given().then_some(&args.machine), output);
     }
-    ensure!(!args.machine.is_given(), MACHINE_OF_ONE);
+    if args.machine.is_given() {
+        let models = args.models.iter().map(|model| model.display().to_string());
+        let words: Vec<String> =
+            ["moeplan", "plan"].map(str::to_string).into_iter().chain(args.machine.words()).chain(models).collect();
+        let hint = shell(&words).map_or(String::new(), |plan| format!("for one model: `{plan}`"));
+        return Err(Refusal::new(MACHINE_OF_ONE, hint).into());
+    }
     let expected = args.expect.as_deref().map(|name| {
         let text = read_or_built_in("list of expectations", name, expectation::BUILT_IN)?;
         anyhow::Ok(Expectations::from_yaml(name, &text)?)

@@ -14,6 +14,7 @@ use crate::commands::{Outcome, Output, check, model_arg, working};
 use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
+use crate::memory::HOST;
 use crate::model::Model;
 use crate::number::counted;
 use crate::plan::sweep::{MOST_POINTS, Plans, PlansRow, Sweep, Variable};
@@ -21,7 +22,9 @@ use crate::plan::want::{self, Want};
 use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
-use crate::run::{Dialect, RunConfig};
+use crate::run::{Dialect, RunConfig, groups, spelling};
+use crate::runtime::detect::installed_build;
+use crate::speed::prices::host_rates;
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -335,5 +338,45 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
+    let is_said = args.options.planning.build.is_some() || installed_build().is_some();
+    if output.format() != Format::Json {
+        let build = needs(&plan.args).filter(|_| !is_said);
+        build.into_iter().chain(guessed(&plan)).for_each(|note| output.say(&note));
+    }
     Ok(check::outcome(&plan.check))
+}
+
+/// What is guessed of main memory that a plan reads experts from.
+fn guessed(plan: &Plan) -> Option<String> {
+    let rates = host_rates(&plan.machine.host);
+    let reads = plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
+    (reads && rates.basis.starts_with("guess: host") && plan.machine.host.rates.is_none()).then(|| {
+        format!(
+            "note: main memory is guessed to be read at {:.0} GB/s: --cpu NAME or --ram 64G@ddr4-3600x2 says what it is",
+            rates.memory
+        )
+    })
+}
+
+/// The build that a planned command takes at least, where no llama-server here says which there is.
+fn needs(args: &[String]) -> Option<String> {
+    let since = |group: &&[String]| spelling(group.first()?).map(|(flag, _)| flag.since).filter(|since| *since > 0);
+    let newest = groups(args).into_iter().filter(|group| since(group).is_some()).max_by_key(since)?;
+    let (flag, build) = (newest.join(" "), since(&newest)?);
+    Some(format!("note: `{flag}` needs llama.cpp b{build} or newer; for an older llama-server add --build N"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_flag_of_a_command_says_the_build_that_it_needs() {
+        let of = |line: &str| needs(&line.split(' ').map(str::to_string).collect::<Vec<_>>());
+        assert_eq!(of("-c 512 -ngl 99"), None);
+        assert!(
+            of("-c 512 -lm none --no-op-offload").unwrap().starts_with("note: `-lm none` needs llama.cpp b10108 or")
+        );
+        assert!(of("-lm none --moe-cache-mib 5").unwrap().contains("`--moe-cache-mib 5` needs llama.cpp b11480"));
+    }
 }

@@ -15,8 +15,8 @@ use crate::machine::{Device, Machine};
 use crate::measurement::{Expected, peak_of};
 use crate::memory;
 use crate::plan::explain;
-use crate::run::ModelSource;
 use crate::run::command::{server_command, shell};
+use crate::run::{ModelSource, Target};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Prompt, Runtime as _, Workload};
 use crate::suggest::Refusal;
@@ -201,7 +201,7 @@ impl Tuning {
             );
         }
         let machine = &launch.machine;
-        let mut alternatives = alternatives(&plan.why.alternatives, machine)?;
+        let mut alternatives = alternatives(&plan.why.alternatives, plan.check.run.target, machine)?;
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
         let request = args.options.request(&proposal.model, machine, &[])?;
@@ -279,9 +279,9 @@ impl Tuning {
 }
 
 /// The plan's alternatives that fit, as launches.
-fn alternatives(planned: &[explain::Alternative], machine: &Machine) -> anyhow::Result<Vec<Candidate>> {
+fn alternatives(planned: &[explain::Alternative], target: Target, machine: &Machine) -> anyhow::Result<Vec<Candidate>> {
     let candidate = |other: &explain::Alternative| {
-        let mut run = as_written(&other.args)?;
+        let mut run = as_written(&other.args, target)?;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
         Ok(Candidate::new(Kind::Neighbour, &other.what, run, machine, Some(predicted)))
@@ -295,6 +295,7 @@ mod tests {
 
     use super::*;
     use crate::plan::ExpertSplit;
+    use crate::run::FlashAttn;
     use crate::runtime::server::Build;
     use crate::speed::Speed;
 
@@ -313,7 +314,8 @@ mod tests {
             note: None,
         };
         let machine = Machine::new(Vec::new(), crate::machine::Host::default()).unwrap();
-        let found = alternatives(&[of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")], &machine).unwrap();
+        let found =
+            alternatives(&[of("-c 512 --moe-cache-mib 2"), of("-c 512 -ub 64")], Target::default(), &machine).unwrap();
         assert_eq!(found.iter().map(|other| other.run.moe_cache_mib).collect::<Vec<_>>(), [2, 0]);
         for (flags, taken) in [(&["-c", "-ub"][..], [false, true]), (&["-c", "-ub", "--moe-cache-mib"], [true, true])] {
             let server = Server::of(
@@ -328,6 +330,19 @@ mod tests {
             );
             assert_eq!(found.iter().map(|other| server.takes(&other.run)).collect::<Vec<_>>(), taken);
         }
-        assert!(alternatives(&[of("-c 512 --frobnicate")], &machine).unwrap_err().to_string().contains("--frobnicate"));
+        // What the arguments do not say is as in the build that they are for: before b6327 no layer was on a card.
+        let old = Target { build: 6168, ..Target::default() };
+        let found = [old, Target::default()]
+            .map(|target| alternatives(&[of("-c 512")], target, &machine).unwrap().remove(0).run);
+        assert_eq!(
+            found.map(|run| (run.n_gpu_layers, run.flash_attn, run.fit)),
+            [(0, FlashAttn::Off, false), (-1, FlashAttn::Auto, true)]
+        );
+        assert!(
+            alternatives(&[of("-c 512 --frobnicate")], Target::default(), &machine)
+                .unwrap_err()
+                .to_string()
+                .contains("--frobnicate")
+        );
     }
 }

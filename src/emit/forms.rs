@@ -98,9 +98,9 @@ pub(super) fn of_script(text: &str) -> Result<Held, String> {
 const CALL: &str = "& ";
 const REST_OF_POWERSHELL: &str = " @args\n";
 
-/// A script of PowerShell, which passes on what it is called with. In single quotes everything is as it is, and two of them are one
+/// A script of PowerShell, which passes on what it is called with, and says of a card's memory what [`script`] does. In single quotes everything is as it is, and two of them are one
 /// (about_Quoting_Rules); a comma or a dot of a word without quotes may part it (about_Parsing).
-pub(super) fn powershell(words: &[String]) -> Result<String, Error> {
+pub(super) fn powershell(words: &[String], needs: Option<Bytes>) -> Result<String, Error> {
     let quoted = words.iter().map(|word| {
         if word.contains(['"', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}']) {
             let problem = "holds a double quote or a curly one";
@@ -111,12 +111,23 @@ pub(super) fn powershell(words: &[String]) -> Result<String, Error> {
         Ok(if is_plain { word.clone() } else { format!("'{}'", word.replace('\'', "''")) })
     });
     let line = quoted.collect::<Result<Vec<_>, Error>>()?.join(" ");
-    Ok(format!("{CALL}{line}{REST_OF_POWERSHELL}"))
+    // Without nvidia-smi, and where it knows no number, `$free` stays empty.
+    let look = |needs: Bytes| {
+        let mib = needs.0.div_ceil(MIB);
+        format!(
+            "$free = try {{ nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits | ForEach-Object {{ [int]$_ }} | \
+             Sort-Object | Select-Object -Last 1 }} catch {{ }}\n\
+             if ($null -ne $free -and $free -lt {mib}) {{ Write-Warning \"this launch was planned for {mib} MiB of a card, and \
+             $free MiB are free\" }}\n"
+        )
+    };
+    Ok(format!("{}{CALL}{line}{REST_OF_POWERSHELL}", needs.map(look).unwrap_or_default()))
 }
 
 /// The words of [`powershell`], as PowerShell would make them.
 pub(super) fn of_powershell(text: &str) -> Result<Held, String> {
-    let line = text.strip_prefix(CALL).and_then(|text| text.strip_suffix(REST_OF_POWERSHELL));
+    let lines = text.strip_suffix(REST_OF_POWERSHELL);
+    let line = lines.and_then(|lines| lines.lines().last()?.strip_prefix(CALL));
     let mut rest = line.ok_or("it does not call a program")?;
     let mut words = Vec::new();
     while !rest.is_empty() {
@@ -261,8 +272,31 @@ struct SwapEntry {
     cmd: String,
 }
 
-/// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which takes a command apart as a POSIX
-/// shell does, after putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
+/// A word of llama-swap's `cmd`, which it splits by the rules of its own system (`proxy/config/config.go` `SanitizeCommand`,
+/// `shlex.Posix` and `shlex.Windows` of golib). Under Windows only `"` quotes, and a backslash is one before it alone; so words are in
+/// double quotes, where both read the same. `None`: no quotes are right in both.
+fn swap_word(word: &str) -> Option<String> {
+    let single = quote(word);
+    if single == word {
+        return Some(single);
+    }
+    // A shell that this is pasted into would act on `$`, a backtick and `!` there; and a backslash escapes itself, `"` and the end.
+    let is_eaten =
+        |(at, _): (usize, &str)| word.get(at + 1..).is_none_or(|rest| rest.is_empty() || rest.starts_with(['"', '\\']));
+    let is_alike = !word.contains(['$', '`', '!']) && !word.match_indices('\\').any(is_eaten);
+    is_alike.then(|| format!("\"{}\"", word.replace('"', "\\\"")))
+}
+
+/// What a command of llama-swap's has that only a POSIX system reads.
+pub(super) fn only_posix(words: &[String]) -> Option<String> {
+    let word = words.iter().find(|word| swap_word(word).is_none())?;
+    Some(format!(
+        "llama-swap on Windows cannot read `{word}`: no quotes are right there and on other systems; rename it"
+    ))
+}
+
+/// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which splits a command into words after
+/// putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
 pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Error> {
     let mut models = BTreeMap::new();
     for (name, command) in named {
@@ -270,7 +304,9 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
             return refuse(word, "holds `${`", "llama-swap's configuration (it would be a macro)", "rename the file");
         }
         let (program, args) = command.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
-        let first = format!("{} {}", quote(program), PORT.join(" "));
+        let word = |word: &String| swap_word(word).unwrap_or_else(|| quote(word));
+        let line = |words: &[String]| words.iter().map(word).collect::<Vec<_>>().join(" ");
+        let first = format!("{} {}", word(&program.to_string()), PORT.join(" "));
         let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
         models.insert(name.clone(), SwapEntry { cmd: lines.join("\n") + "\n" });
     }
@@ -331,10 +367,14 @@ mod tests {
             // So does `moeplan check serve.sh`.
             assert_eq!(only(Kind::Shell, &script.replace(REST, "")).unwrap().words, command);
         }
-        let script = powershell(&command).unwrap();
+        let looks = powershell(&command, Some(Bytes::mib(7))).unwrap();
+        assert!(looks.starts_with("$free = try { nvidia-smi ") && looks.contains("-lt 7)"), "{looks}");
+        assert_eq!(of_powershell(&looks).unwrap().words, command);
+        assert_eq!(only(Kind::Shell, &looks.replace("it''s", "its")).unwrap().words[3..], command[3..]);
+        let script = powershell(&command, None).unwrap();
         assert!(script.starts_with("& llama-server -m '/m/it''s 1.gguf' -c 8192"), "{script}");
         assert_eq!(of_powershell(&script).unwrap().words, command);
-        assert!(powershell(&["a\"b".to_string()]).is_err());
+        assert!(powershell(&["a\"b".to_string()], None).is_err());
         // `moeplan check serve.ps1`, where no quote is in it.
         let plain = script.replace("it''s", "its");
         assert_eq!(only(Kind::Shell, &plain).unwrap().words[3..], command[3..]);
@@ -344,6 +384,58 @@ mod tests {
         assert_eq!((words.join(" "), notes.len()), ("llama-server -tb 8 --no-op-offload".to_string(), 1));
         let long = only(Kind::Preset, &preset("x", &command).unwrap()).unwrap().words.join(" ");
         assert!(long.starts_with("llama-server --model /m/it's 1.gguf --ctx-size 8192 --no-kv-unified"), "{long}");
+    }
+
+    /// Words as llama-swap on Windows takes them apart (golib's `shlex.Windows`): `"` quotes, 2n backslashes before one are n, and an
+    /// odd one makes it a letter; everything else is as it is.
+    fn of_windows(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut is_quoted) = (Vec::new(), None::<String>, false);
+        let mut rest = line;
+        while let Some(c) = rest.chars().next() {
+            let after = rest.trim_start_matches('\\');
+            let slashes = rest.len() - after.len();
+            if slashes > 0 {
+                let is_before_quote = after.starts_with('"');
+                let kept = if is_before_quote { slashes / 2 } else { slashes };
+                word.get_or_insert_default().push_str(&"\\".repeat(kept));
+                let is_letter = is_before_quote && slashes % 2 == 1;
+                if is_letter {
+                    word.get_or_insert_default().push('"');
+                }
+                rest = &after[usize::from(is_letter)..];
+                continue;
+            }
+            rest = &rest[c.len_utf8()..];
+            match c {
+                '"' => {
+                    is_quoted = !is_quoted;
+                    word.get_or_insert_default();
+                }
+                ' ' | '\t' | '\n' if !is_quoted => words.extend(word.take()),
+                _ => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        words
+    }
+
+    #[test]
+    fn llama_swap_reads_the_same_words_on_windows() {
+        for word in
+            ["plain", r"blk\.(1|2)\.ffn_down=CPU", r"C:\my models\a.gguf", "it's", "a \"b\"", "", r"^a|b\.c", "é ü"]
+        {
+            let quoted = swap_word(word).unwrap();
+            let line = format!("x {quoted} {quoted} y");
+            let expected = ["x", word, word, "y"].map(str::to_string).to_vec();
+            assert_eq!(of_windows(&line), expected, "{quoted}");
+            assert_eq!(shlex::split(&line), Some(expected), "{quoted}");
+        }
+        for word in [r"\\server\x.gguf", r"x\", r#"a\"b"#, "$(x)", "`y`", "a!b"] {
+            assert_eq!(swap_word(word), None, "{word}");
+            assert!(only_posix(&["x".to_string(), word.to_string()]).unwrap().contains(word));
+        }
+        let line = swap_models(&[("x".into(), ["llama-server", "-ot", r"a\.(b)=CPU"].map(str::to_string).to_vec())]);
+        assert!(line.unwrap().contains(r#"-ot "a\.(b)=CPU""#));
     }
 
     #[test]

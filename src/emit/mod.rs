@@ -186,7 +186,7 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     }
     let launch = launch(command, source, wish)?;
     forms::printable(&launch.words())?;
-    let needs = of_card(model, machine, &command.run).filter(|_| wish.form == Form::Shell);
+    let needs = of_card(model, machine, &command.run).filter(|_| matches!(wish.form, Form::Shell | Form::PowerShell));
     let (text, notes, read) = written(&launch, source, wish, needs)?;
     let replay = |what: String| Err(Error::Replay { form: wish.form.name(), what });
     // The reader found nothing odd, and what was expected.
@@ -286,14 +286,17 @@ fn written(
     let text = match wish.form {
         Form::Args => forms::on_one_line(&launch.args)?,
         Form::Shell => forms::script(&args, needs),
-        Form::PowerShell => forms::powershell(&args)?,
+        Form::PowerShell => forms::powershell(&args, needs)?,
         Form::Env => {
             let (text, left) = forms::env_file(&args)?;
             notes = left;
             text
         }
         Form::Ini => forms::preset(&name, &args)?,
-        Form::LlamaSwap => forms::swap_models(&[(name, args)])?,
+        Form::LlamaSwap => {
+            notes.extend(forms::only_posix(&args));
+            forms::swap_models(&[(name, args)])?
+        }
     };
     let held = match wish.form {
         Form::Args => {

@@ -64,16 +64,22 @@ impl Card {
         UNIFIED.iter().find(|(words, _)| *words == self.words).map_or(&[], |(_, sizes)| sizes)
     }
 
+    /// The main memory of the one computer that there is with it.
+    pub fn only_computer(&self) -> Option<Bytes> {
+        let [gb] = self.computers() else { return None };
+        Some(Bytes(u64::from(*gb) * GIB))
+    }
+
     /// What llama.cpp sees of so much main memory unless the system is told otherwise, for a card whose memory that is.
     ///
     /// Apple: `recommendedMaxWorkingSetSize`, printed by llama.cpp as 10922.67 MiB of 16 GiB, 21845.34 of 32, 49152 of 64 and 73728
     /// of 96 (newer systems allow a little more). AMD: half, as Linux (`ttm_global_init`; 63,968 MiB of 128 GB in a kernel's log) and
-    /// Windows do. GB10: 122,500 MiB of 128 GB.
+    /// Windows do; Intel: half, as Windows does. GB10: 122,500 MiB of 128 GB.
     pub fn may_take(&self, ram: Bytes) -> Bytes {
         let (part, whole) = match self.generation {
             "apple" if ram.0 < 36 * GIB => (2, 3),
             "apple" => (3, 4),
-            "amd" => (1, 2),
+            "amd" | "intel" => (1, 2),
             _ => (122_500, 128 << 10),
         };
         Bytes(u64::try_from(u128::from(ram.0) * part / whole).unwrap_or(ram.0))
@@ -81,7 +87,12 @@ impl Card {
 
     /// Of the processor that is one with it, where its memory is main memory.
     pub fn isa(&self) -> Option<Isa> {
-        self.is_integrated().then_some(if self.generation == "amd" { Isa::X86Avx512 } else { Isa::ArmNeon })
+        let isa = match self.generation {
+            "amd" => Isa::X86Avx512,
+            "intel" => Isa::X86Avx2,
+            _ => Isa::ArmNeon,
+        };
+        self.is_integrated().then_some(isa)
     }
 
     /// The words that people look for it by beside its own: maker, series, backend, and computers of that name.
@@ -125,7 +136,7 @@ impl Sold {
 }
 
 /// Rows without memory of their own, and the GB that computers with them are sold with (data sheets; of modules, the usual ones).
-const UNIFIED: [(&str, &[u32]); 24] = [
+const UNIFIED: [(&str, &[u32]); 26] = [
     ("gb10", &[128]),
     ("8060s", &[32, 64, 96, 128]),
     ("8050s", &[32, 64, 96, 128]),
@@ -150,12 +161,17 @@ const UNIFIED: [(&str, &[u32]); 24] = [
     ("m4", &[16, 24, 32]),
     ("m5", &[16, 24, 32]),
     ("880m", &[16, 24, 32, 48, 64, 96, 128]),
+    ("arc 140v", &[16, 32]),
+    ("arc 130v", &[16, 32]),
 ];
 
 /// Computers and chips that people and drivers name instead of their graphics, in words of the name.
-const COMPUTERS: [(&str, &str); 8] = [
+const COMPUTERS: [(&str, &str); 11] = [
     ("strix halo", "8060s"),
-    ("ryzen ai max 395", "8060s"),
+    ("ai max 395", "8060s"),
+    ("ai max 390", "8050s"),
+    ("ai max 385", "8050s"),
+    ("lunar lake", "arc 140v"),
     ("dgx spark", "gb10"),
     ("strix point", "890m"),
     // As ROCm and older Mesa call them: `AMD Radeon Graphics (RADV GFX1151)`.
@@ -209,7 +225,70 @@ pub fn named(description: &str) -> impl Iterator<Item = &'static Card> + use<> {
 
 /// The row of a card that a person names, with or without the series: `RTX 4090`, `4090`; or by its computer: `Strix Halo`.
 pub fn by_name(name: &str) -> Option<&'static Card> {
-    ["", "rtx ", "gtx "].into_iter().flat_map(|series| named(&format!("{series}{name}"))).next()
+    ["", "rtx ", "gtx "]
+        .into_iter()
+        .flat_map(|series| named(&format!("{series}{name}")))
+        .next()
+        .or_else(|| run_together(name))
+}
+
+/// The row that a name without spaces names: `RTX3090`, `4070ti`, `RX7900XTX`.
+fn run_together(name: &str) -> Option<&'static Card> {
+    let words: Vec<String> = tokens(name).collect();
+    let is_of = |card: &&Card| {
+        let own = words.iter().filter(|word| !card.also_called().any(|other| other == *word));
+        let compact = own.map(String::as_str).collect::<String>();
+        let compact = compact.strip_prefix("rx").unwrap_or(&compact);
+        let expected = card.words.replace(' ', "");
+        expected == compact || ["rtx", "gtx"].iter().any(|series| expected.strip_prefix(series) == Some(compact))
+    };
+    CARDS.iter().find(is_of)
+}
+
+/// A name without the size in it, and that size in GB: `RTX 3080 12GB`, `A100-SXM4-80GB`, `M4 Max 128 GB`.
+pub fn without_size(name: &str) -> (String, Option<u32>) {
+    let mut size = None;
+    let mut words: Vec<&str> = Vec::new();
+    for word in name.split(|c: char| !c.is_ascii_alphanumeric() && c != '+' && c != '.') {
+        let unit = word.trim_start_matches(|c: char| c.is_ascii_digit());
+        let is_unit = ["g", "gb", "gib"].iter().any(|known| unit.eq_ignore_ascii_case(known));
+        let digits = word.strip_suffix(unit).filter(|digits| !digits.is_empty());
+        let number = if is_unit { digits.or_else(|| words.last().copied().filter(|_| unit == word)) } else { None };
+        match number.and_then(|number| number.parse().ok()) {
+            Some(gb) => {
+                if digits.is_none() {
+                    words.pop();
+                }
+                size = Some(gb);
+            }
+            None => words.push(word),
+        }
+    }
+    (size.map_or_else(|| name.to_string(), |_| words.join(" ")), size)
+}
+
+/// Another card that a name has beside its own, or its own a second time: `RTX 3090 RTX 3060`.
+pub fn other_in(name: &str, card: &Card) -> Option<&'static Card> {
+    let has_digit = |word: &String| word.contains(|c: char| c.is_ascii_digit());
+    let words: Vec<String> = tokens(name).filter(has_digit).collect();
+    let is_again = |word: &&String| words.iter().filter(|other| other == word).count() > 1;
+    let names = |word: &String| by_name(word).filter(|other| !word.starts_with("gfx") && other.words != card.words);
+    let is_own = |word: &String| {
+        let called = card.also_called().flat_map(|name| name.split(' '));
+        card.words.split(' ').chain(called).any(|own| own == word)
+    };
+    let again = words.iter().find(is_again).and_then(|_| CARDS.iter().find(|row| row.words == card.words));
+    again.or_else(|| words.iter().filter(|word| !is_own(word)).find_map(names))
+}
+
+/// Whether Intel calls graphics so that have no memory of their own.
+pub fn is_intel_integrated(name: &str) -> bool {
+    let words: Vec<String> = tokens(name).collect();
+    let has = |word: &str| words.iter().any(|other| other == word);
+    // Cards of their own are A770, B580, Pro B60.
+    let is_card = |word: &String| word.starts_with(['a', 'b']) && word.ends_with(|c: char| c.is_ascii_digit());
+    let is_arc = has("arc") && !words.iter().any(is_card);
+    is_arc || has("iris") || has("uhd") || has("lake") || has("ultra") && has("core")
 }
 
 /// `4x RTX 3090`, `4 × RTX 3090` and `RTX 3090 x4` as a count and the rest; `None` where no count is said.
@@ -224,7 +303,8 @@ pub fn counted(text: &str) -> Option<(usize, &str)> {
     let last = || {
         let before = text.trim_end_matches(|c: char| c.is_ascii_digit());
         let name = before.trim_end().strip_suffix(is_times)?;
-        let is_word = name.ends_with(|c: char| c.is_whitespace());
+        // `3090x2`; a name like `MI250X` has no number behind it.
+        let is_word = name.ends_with(|c: char| c.is_whitespace() || c.is_ascii_digit());
         Some((count(text.strip_prefix(before)?)?, name.trim_end())).filter(|_| is_word)
     };
     first().or_else(last).filter(|(_, name)| !name.is_empty())
@@ -338,6 +418,7 @@ mod tests {
             ("2 RTX 3090", Some((2, "RTX 3090"))),
             ("RTX 3090 x4", Some((4, "RTX 3090"))),
             ("RTX 3090 × 2", Some((2, "RTX 3090"))),
+            ("3090x2", Some((2, "3090"))),
             ("0x RTX 3090", Some((0, "RTX 3090"))),
             ("RTX 3090", None),
             ("3060 laptop", None),

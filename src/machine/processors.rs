@@ -74,6 +74,44 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     rows().map(|(words, _)| words.trim_end_matches('*')).filter(|words| !words.contains('#'))
 }
 
+/// A processor's name with the series that a person leaves out or shortens, where a row is then for it: `5900X`, `13700K`,
+/// `R9 5900X`, `Ryzen9 5900X`; else as it is.
+pub fn full_name(name: &str) -> String {
+    if named(name).cores.is_some() {
+        return name.to_string();
+    }
+    let lower = name.to_ascii_lowercase();
+    let words = || lower.split(|c: char| !c.is_ascii_alphanumeric());
+    let is_ryzen = words().any(|word| {
+        matches!(word.strip_prefix("ryzen").or_else(|| word.strip_prefix('r')), Some("3" | "5" | "7" | "9"))
+    });
+    // A model's number and letters. Numbers alone are of both makers: i7-7700, Ryzen 7700.
+    let letters = words().find_map(|word| {
+        let letters = word.trim_start_matches(|c: char| c.is_ascii_digit());
+        (3..=5).contains(&(word.len() - letters.len())).then_some(letters)
+    });
+    let series: &[&str] = match letters {
+        _ if is_ryzen => &["Ryzen"],
+        Some("") | None => &[],
+        Some(letters) if letters.starts_with('k') => &["i5", "i7", "i9", "Ultra"],
+        Some(_) => &["Ryzen", "i5", "i7", "i9", "Ultra"],
+    };
+    let mut names = series.iter().map(|series| format!("{series} {name}"));
+    names.find(|name| named(name).cores.is_some()).unwrap_or_else(|| name.to_string())
+}
+
+/// A row's words as people write them: `ultra 2##*` as `Ultra 2xx`.
+pub fn shown(row: &str) -> String {
+    let word = |word: &str| match word {
+        "ai" => "AI".to_string(),
+        _ if word.contains(|c: char| c.is_ascii_digit() || c == '#') => {
+            word.to_ascii_uppercase().replace('#', "x").trim_end_matches('*').to_string()
+        }
+        _ => word.chars().take(1).map(|c| c.to_ascii_uppercase()).chain(word.chars().skip(1)).collect(),
+    };
+    row.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// Whether somebody who looks for a processor by these words means this row: each is a part of its words, or they name it.
 pub fn is_meant(row: &str, word: &str) -> bool {
     let maker = match row.split([' ', '#']).next() {
@@ -135,6 +173,29 @@ mod tests {
     }
 
     #[test]
+    fn the_series_may_be_left_out_or_shortened() {
+        for (name, full, cores) in [
+            ("5900X", "Ryzen 5900X", Some(12)),
+            ("7800X3D", "Ryzen 7800X3D", Some(8)),
+            ("13700k", "i7 13700k", Some(16)),
+            ("12400F", "i5 12400F", Some(6)),
+            ("285K", "Ultra 285K", Some(24)),
+            ("R9 5900X", "Ryzen R9 5900X", Some(12)),
+            ("ryzen9 5900x", "Ryzen ryzen9 5900x", Some(12)),
+            ("R7 7700", "Ryzen R7 7700", Some(8)),
+            ("AI Max 395", "AI Max 395", Some(16)),
+            ("Core Ultra 7 258V", "Core Ultra 7 258V", Some(8)),
+            ("Ryzen 7 5800X3D", "Ryzen 7 5800X3D", Some(8)),
+            // Of both makers, and an i7 that no row is for.
+            ("7700", "7700", None),
+            ("7700K", "7700K", None),
+            ("3090", "3090", None),
+        ] {
+            assert_eq!((full_name(name).as_str(), named(&full_name(name)).cores), (full, cores), "{name}");
+        }
+    }
+
+    #[test]
     fn processors_that_are_one_with_their_graphics_have_its_instruction_set() {
         for (name, isa) in [
             ("M4 Max", Some(Isa::ArmNeon)),
@@ -159,6 +220,10 @@ mod tests {
         ] {
             assert_eq!(named(name).family, family, "{name}");
         }
+        assert_eq!(
+            ["ryzen 9###*", "ultra 2##*", "xeon w# 2###*"].map(shown),
+            ["Ryzen 9xxx", "Ultra 2xx", "Xeon Wx 2xxx"]
+        );
         let near = crate::suggest::near("ryzen5600", names());
         assert_eq!(near.first(), Some(&"ryzen 5600"));
     }

@@ -13,7 +13,7 @@ use crate::checkup::Row;
 use crate::fit::{self, Fitted};
 use crate::gguf::GgmlType;
 use crate::memory::{Error, HOST};
-use crate::number::signed;
+use crate::number::{signed, typeset};
 use crate::rules::Role;
 use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args, spelling};
 use crate::speed::prices::limited;
@@ -326,7 +326,7 @@ impl Subject<'_> {
         // A change that takes more saves nothing.
         let saves = self.candidate.forecast.total(device).saturating_sub(other.forecast.total(device));
         let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
-        let change = signed(change * 100.0, 1);
+        let change = typeset(&signed(change * 100.0, 1));
         (fix.to_string(), saves, format!("{change}% of the turn's time with the same placement{quality}"))
     }
 

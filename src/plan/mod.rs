@@ -28,6 +28,7 @@ use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
 use crate::memory::{self, HOST, MemoryByDevice};
 use crate::model::Model;
+use crate::number::thousands;
 use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
@@ -77,6 +78,13 @@ pub struct Checked {
     /// What `--ask` found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projected: Option<Projected>,
+    /// The command with what took the place of the flags that llama.cpp refuses, quoted for a shell; untrusted text. The figures are
+    /// its own. Absent where llama.cpp takes the command, or where it is not known what was meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mended: Option<String>,
+    /// The least `--n-cpu-moe` with which a command fits that does not; absent where it fits, and where other rules place experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_cpu_moe: Option<u32>,
     /// What the planner makes of the same model with the same context; absent where that was not asked, or nothing fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Beside>,
@@ -88,13 +96,16 @@ pub struct Checked {
 pub struct Beside {
     /// The `moeplan plan …` whose answer it is, quoted for a shell; untrusted text.
     pub asked: String,
-    /// The planned command, quoted for a shell; untrusted text.
+    /// The planned command with the flags of the other that decide nothing here, quoted for a shell; untrusted text.
     pub command: String,
     pub memory: BTreeMap<String, checkup::Row>,
     pub speed: Speed,
     /// The predicted time of the turn, in seconds.
     pub turn_seconds: f64,
-    /// How many times as fast the turn is as with the command; absent where the command does not run as it is written.
+    /// The same with the command; absent where it does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_seconds: Option<f64>,
+    /// How many times as fast the turn is as with the command; absent where it does not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times_as_fast: Option<f64>,
 }
@@ -368,7 +379,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         && trained > 0
         && n_ctx / request.slots() > trained
     {
-        let message = format!("-c {n_ctx} is more than the model was trained on: {trained} tokens");
+        let message = format!("-c {n_ctx} is more than the model was trained on: {} tokens", thousands(trained.into()));
         warn("context-beyond-training", message, "-c max stays within it");
     }
     let numbers = &candidate.forecast.numbers;

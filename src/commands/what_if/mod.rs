@@ -55,6 +55,13 @@ fn recipes(text: &str) -> Result<Recipes, String> {
             Some(recipe) if recipes.contains(&recipe) => {}
             Some(recipe) => recipes.push(recipe),
             None if name.eq_ignore_ascii_case("all") => recipes = RECIPES.iter().collect(),
+            // Unsloth's own mixes: a type for each tensor, which no recipe says.
+            None if name.to_ascii_uppercase().starts_with("UD-") => {
+                return Err(format!(
+                    "`{name}` is a mix of Unsloth's, not a recipe of llama-quantize: its sizes are in its file, \
+                     hf:unsloth/REPO:{name}; or take {one_of}"
+                ));
+            }
             None => return Err(format!("`{name}` is not a recipe of llama-quantize: {one_of}")),
         }
     }
@@ -192,6 +199,7 @@ mod tests {
         assert_eq!(names("q4_k_m, Q6_K,Q4_K"), Ok(vec!["Q4_K_M", "Q6_K"]));
         assert_eq!(names("all").map(|names| names.len()), Ok(RECIPES.len()));
         assert!(names("Q4_X").is_err_and(|error| error.contains("`Q4_X` is not a recipe") && error.contains("IQ4_XS")));
+        assert!(names("UD-Q3_K_XL").is_err_and(|error| error.contains("hf:unsloth/REPO:UD-Q3_K_XL")));
         assert!(names(",").is_err());
         assert!(named_type("ATTN_V=Q8_0").is_ok_and(|(text, ty)| text == "attn_v" && ty.name == "q8_0"));
         for wrong in ["attn_v", "=q8_0", "attn_v=i32", "attn_v=q9", "(=q8_0"] {

@@ -7,7 +7,7 @@ use crate::bytes::Bytes;
 use crate::evidence;
 use crate::machine::{Device, Machine};
 use crate::memory::overhead::overhead;
-use crate::number::{fixed, signed};
+use crate::number::{fixed, signed, typeset};
 use crate::report::table::{Table, row};
 use crate::speed::fit::Residual;
 use crate::speed::prices;
@@ -95,7 +95,7 @@ impl Document for Devices {
         page.detail(self.calibration.as_ref().and_then(|calibration| {
             let rows = calibration.measurements.iter().map(|one| {
                 let [seconds, predicted] = [one.seconds, one.predicted].map(|seconds| format!("{seconds:.3} s"));
-                row![seconds, predicted, format!("{}%", signed(100.0 * one.error(), 0)), one.what]
+                row![seconds, predicted, format!("{}%", typeset(&signed(100.0 * one.error(), 0))), one.what]
             });
             Block::table("Measurements", Table::rows_of(">measured|>by these speeds|>difference|measurement", rows))
         }));

@@ -78,7 +78,7 @@ fn figures(inspection: &Inspection) -> Vec<KeyFigure> {
         format!("in total, {} active per token, {without} without the token embedding", parameters(counts.active))
     };
     let experts = if experts.count == 0 && experts.tensors == 0 {
-        KeyFigure::new("Experts", "none", "the model is dense")
+        KeyFigure::new("Experts", "none", "(the model is dense)")
     } else {
         let shared = if experts.shared == 0 { String::new() } else { format!(" + {} shared", experts.shared) };
         let (used, blocks, size) = (experts.used, experts.blocks, small_size(experts.bytes));

@@ -2,6 +2,7 @@
 
 use super::{Block, Document, Page};
 use crate::ask::known::Known;
+use crate::machine::processors::shown;
 use crate::report::table::{Table, row};
 
 impl Document for Known {
@@ -15,13 +16,18 @@ impl Document for Known {
         let cards = self.cards.iter().map(|card| {
             let sizes: Vec<String> = card.sold.iter().map(|gb| format!("{gb}G")).collect();
             let of = if card.integrated { "main memory: " } else { "" };
-            row![card.name, format!("{of}{}", sizes.join(", ")), rate(card.bandwidth)]
+            let sizes = if sizes.is_empty() { unknown() } else { format!("{of}{}", sizes.join(", ")) };
+            row![card.name, sizes, rate(card.bandwidth)]
         });
         page.push(Block::table("Cards, for --gpu", Table::rows_of("name|memory|>bandwidth", cards)));
+        let legend = "Where the memory is –, --gpu 'NAME 12GB' gives it.";
+        page.push(self.cards.iter().any(|card| card.sold.is_empty()).then(|| Block::Prose(legend.to_string())));
         let processors = self.processors.iter().map(|known| {
-            row![known.name, known.cores.map_or_else(unknown, |cores| cores.to_string()), rate(known.memory)]
+            row![shown(&known.name), known.cores.map_or_else(unknown, |cores| cores.to_string()), rate(known.memory)]
         });
         page.push(Block::table("Processors, for --cpu", Table::rows_of("name|>cores|>main memory", processors)));
+        let legend = "x is any digit, and letters may follow. Where the cores are –, the row is a family: --cores N beside --cpu.";
+        page.push((!self.processors.is_empty()).then(|| Block::Prose(legend.to_string())));
         vec![page]
     }
 }

@@ -37,8 +37,12 @@ impl Document for Checked {
         }));
         page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check, &self.model)).collect()));
         page.detail(Block::Command(String::new(), self.command.clone()));
-        page.push(self.plan.as_ref().map(|plan| beside(plan, check.fits())));
-        page.detail(self.plan.as_ref().map(|plan| Block::Command("The plan's command".into(), plan.command.clone())));
+        page.push(self.n_cpu_moe.map(|n| Block::Prose(format!("With `--n-cpu-moe {n}` it fits."))));
+        let mended = self.mended.as_ref();
+        page.push(mended.map(|command| {
+            Block::Command("The command as llama.cpp takes it, which the figures are of".into(), command.clone())
+        }));
+        page.push(self.plan.iter().flat_map(|plan| beside(plan, check.fits())));
         page.push(variants(&self.variants));
         page.push(by_device(check, Bytes(0)));
         page.push(self.projected.iter().flat_map(projected));
@@ -154,6 +158,9 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
             };
             (Verdict::Good, text)
         }
+        (Some(true), true) if check.is_mended() => {
+            (Verdict::Bad, "Would fit, but llama.cpp refuses the command as it is written.".to_string())
+        }
         (Some(true), true) => (Verdict::Bad, "Would fit, but llama.cpp refuses the command.".to_string()),
         (None, true) => (Verdict::Bad, "llama.cpp refuses the command.".to_string()),
         (None, false) => (Verdict::Open, "Whether it fits cannot be determined.".to_string()),
@@ -177,20 +184,21 @@ fn left(check: &Checkup) -> impl Iterator<Item = (String, Bytes)> + '_ {
 const FASTER: f64 = 1.02;
 
 /// The plan beside a command: how to get it, where it is faster or the command does not fit.
-fn beside(plan: &Beside, fits: bool) -> Block {
+fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
     let what = "plan with the same context, slots and cache types";
     let turn = seconds(plan.turn_seconds);
     let faster = plan.times_as_fast.filter(|times| *times >= FASTER).map(|times| {
         let times = fixed(times, if times < 1.1 { 2 } else { 1 });
-        format!("is predicted to be {times} times as fast ({turn} a turn)")
+        let own = plan.command_seconds.map(|own| format!(" in place of {}", seconds(own))).unwrap_or_default();
+        format!("is predicted to be {times} times as fast ({turn} a turn{own})")
     });
     let text = match (fits, faster) {
-        (true, None) => return Block::Prose(format!("No {what} is more than 2% faster.")),
+        (true, None) => return vec![Block::Prose(format!("No {what} is more than 2% faster."))],
         (true, Some(faster)) => format!("A {what} {faster}"),
         (false, None) => format!("A {what} fits, and takes {turn} a turn"),
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
-    Block::Command(text, plan.asked.clone())
+    vec![Block::Command(text, plan.command.clone()), Block::Command("It is the answer to".into(), plan.asked.clone())]
 }
 
 /// A terminal shows it at once only where it decides something.
@@ -425,7 +433,7 @@ impl Plan {
         let split = &self.placement;
         let (host, blocks) = (split.blocks_with_experts_on_host, split.blocks_with_experts);
         if blocks == 0 {
-            return KeyFigure::new("Experts", "none", "the model is dense");
+            return KeyFigure::new("Experts", "none", "(the model is dense)");
         }
         let on = |(device, bytes): (&String, &Bytes)| format!("{bytes} on {device}");
         let devices = split.by_device.iter().map(on).collect::<Vec<_>>().join(", ");

@@ -5,7 +5,7 @@ use super::speed::Unit::{Rate, Time};
 use super::speed::{Entry, Unit, chart};
 use super::{Block, Page, Verdict, file_name};
 use crate::bytes::Bytes;
-use crate::number::seconds;
+use crate::number::{seconds, thousands};
 use crate::report::table::{Table, row};
 use crate::speed::Phase;
 use crate::stats::Spread;
@@ -153,7 +153,11 @@ fn notes(document: &Document) -> Vec<String> {
     let mut notes: Vec<String> = stopped.map(str::to_string).into_iter().collect();
     let measured = || document.candidates.iter().filter_map(|entry| entry.measured.as_ref().map(|seen| (entry, seen)));
     if let Some((_, seen)) = measured().find(|(_, seen)| seen.depth != subject.depth) {
-        let kept = format!("The server kept {} tokens in the context, not {}", seen.depth, subject.depth);
+        let kept = format!(
+            "The server kept {} tokens in the context, not {}",
+            thousands(seen.depth.into()),
+            thousands(subject.depth.into())
+        );
         notes.push(format!("{kept}: that is the depth measured"));
     }
     for (entry, hits) in measured().filter_map(|(entry, seen)| Some((entry, seen.cache_hits?))) {

@@ -315,7 +315,9 @@ fn an_agent_is_told_the_models_of_a_repository_as_a_person_is() {
         assert!(*shown == document && shown["quants"].as_array().unwrap().len() == 2, "{reply}");
         assert_eq!(schemas::faults(schema, shown), [""; 0]);
     }
-    for (reply, said) in replies[3..].iter().zip(["lists a repository, and only that", "a machine only works with"]) {
+    for (reply, said) in
+        replies[3..].iter().zip(["lists a repository, and only that", "what a machine makes of a whole repository"])
+    {
         let text = reply["result"]["content"][0]["text"].as_str().unwrap();
         assert!(reply["result"]["isError"] == true && text.contains(said), "{reply}");
     }
