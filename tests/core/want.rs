@@ -2,7 +2,7 @@
 
 use moeplan::ask::together::together;
 use moeplan::bytes::{Bytes, GIB, MIB};
-use moeplan::machine::{Device, Machine};
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Candidate, Levers, Strategy};
 use moeplan::plan::want::{Answer, Change, Quantity, Want, Wanted, upgrades, want};
@@ -241,4 +241,76 @@ fn no_coarse_split_is_better_than_the_shares() {
         let ram: u64 = found.members.iter().map(|of| of.plan.machine.host.ram.unwrap().0).sum();
         assert!(ram <= machine.host.ram.unwrap().0);
     }
+}
+
+/// Nothing is left unused by one model that another lacks: neither experts on the host beside memory that has room for them, nor a short
+/// context.
+#[test]
+fn what_shares_leave_over_goes_to_experts_and_to_contexts() {
+    let (a, b) = (small("qwen3-30b-a3b"), small("gpt-oss-120b"));
+    let machine = |words: &str, ram: u64| {
+        let host = Host { ram: Some(Bytes(ram * MIB)), cores: Some(8), ..Host::default() };
+        Machine::new(vec![Device::parse(words).unwrap()], host).unwrap()
+    };
+    let metal = machine("MTL0=11700M", 24576);
+    let apu = machine("Vulkan0=12000M,shared", 24576);
+    let card = machine("CUDA0=12000M", 32768);
+    for (machine, context) in [
+        (&metal, ContextChoice::Auto),
+        (&metal, ContextChoice::Max),
+        (&apu, ContextChoice::Max),
+        (&apu, ContextChoice::Fixed(16384)),
+        (&card, ContextChoice::Auto),
+        (&card, ContextChoice::Max),
+    ] {
+        let request = Request { context, ..asked() };
+        let models = [a.clone(), b.clone()].map(|model| (model, "m.gguf".to_string(), request.clone()));
+        let found = together(&models, machine, &[], None).unwrap();
+        assert!(found.fits, "{machine:?} {context:?}");
+        let plans = || found.members.iter().map(|member| &member.plan);
+        let row = |plan: &plan::Plan| plan.check.memory.get(&machine.devices[0].name).and_then(|row| row.total);
+        let left = machine.devices[0].total.saturating_sub(plans().filter_map(row).sum());
+        let ram: Bytes = plans().map(|plan| plan.machine.host.ram.unwrap()).sum();
+        assert!(ram <= machine.host.ram.unwrap(), "{ram}");
+        let contexts: Vec<u32> = plans().map(|plan| plan.check.run.n_ctx).collect();
+        // One block has at most 1.6 GiB of experts; its single tensors a third.
+        let has_experts_on_host = plans().any(|plan| plan.placement.routed_expert_bytes_on_host > Bytes(0));
+        assert!(!has_experts_on_host || left < Bytes(1200 * MIB), "{machine:?} {context:?} {contexts:?} {left}");
+        assert!(!has_experts_on_host || context == ContextChoice::Max, "{machine:?} {context:?} {contexts:?} {left}");
+        let own = |at: usize| [&a, &b][at].hparams.context_length;
+        let shortest = (0..2).filter(|at| contexts[*at] < own(*at)).map(|at| contexts[at]).min();
+        if matches!(context, ContextChoice::Fixed(_)) {
+            assert_eq!(contexts, [16384, 16384]);
+            continue;
+        }
+        let Some(shortest) = shortest else { continue };
+        let found_seconds: Vec<f64> = plans().map(|plan| plan.turn_seconds).collect();
+        // No coarse split of device and main memory has room for both with contexts a tenth longer.
+        let fits = |at: usize, device: u64, ram: u64| {
+            let mut part = part(machine, &[device]);
+            part.host.ram = Some(Bytes(ram * MIB));
+            let n_ctx = (shortest + shortest / 10).min(own(at));
+            let request =
+                Request { strategy: Strategy::AllOnDevice, context: ContextChoice::Fixed(n_ctx), ..request.clone() };
+            let found = plan::solve([&a, &b][at], &part, &request).unwrap();
+            found.fits() && found.estimate.turn_seconds <= found_seconds[at] * 1.02
+        };
+        let (device, ram) = (machine.devices[0].total.0 / MIB, machine.host.ram.unwrap().0 / MIB);
+        for (i, j) in (1..32).flat_map(|i| (1..8).map(move |j| (i, j))) {
+            let (first, second) = (device * i / 32, ram * j / 8);
+            let both = fits(0, first, second) && fits(1, device - first, ram - second);
+            assert!(!both, "{machine:?} {context:?}: {contexts:?}, and {i}/32 and {j}/8 have room for more");
+        }
+    }
+}
+
+/// `-c max` of one model whose mapped file would be held twice: the context is as long as the device has room for.
+#[test]
+fn the_longest_context_is_not_cut_by_moving_experts_where_that_frees_nothing() {
+    let model = small("qwen3-30b-a3b");
+    let host = Host { ram: Some(Bytes(6 * GIB)), cores: Some(8), ..Host::default() };
+    let machine = Machine::new(vec![Device::parse("MTL0=4G").unwrap()], host).unwrap();
+    let at = |context| plan::solve(&model, &machine, &Request { context, ..asked() }).unwrap();
+    let longest = at(ContextChoice::Max).run.n_ctx;
+    assert!(at(ContextChoice::Fixed(longest)).fits() && longest >= at(ContextChoice::Auto).run.n_ctx, "{longest}");
 }
