@@ -341,12 +341,7 @@ impl Problem<'_> {
         let is_cheap = |other: &Candidate| {
             other.fits() && other.estimate.turn_seconds <= seconds && hosted(other) <= split.routed_expert_bytes_on_host
         };
-        let smaller = UBATCHES.into_iter().filter(|n| self.request.levers.ubatch && *n < shortest.run.n_ubatch);
-        let settings = smaller.map(|n_ubatch| RunConfig { n_ubatch, ..shortest.run.clone() }).filter(|setting| {
-            let estimate = self.estimate(setting, &shortest.forecast.placement, &shortest.forecast);
-            estimate.turn_seconds <= seconds
-        });
-        let settings: Vec<RunConfig> = settings.chain([shortest.run.clone()]).collect();
+        let settings = self.leaner(&shortest);
         let steps = |n_ctx: u32| n_ctx.div_ceil(256);
         let n_ctx = |steps: u32| steps.saturating_mul(256).min(most);
         let (mut best, mut too_many) = (shortest.clone(), steps(most) + 1);
@@ -383,6 +378,17 @@ impl Problem<'_> {
             tried = u32::midpoint(fits, too_many).max(fits + 1);
         }
         Ok(best)
+    }
+
+    /// A launch with each smaller micro-batch that costs the turn no more than a longer context may, the smallest first; then as it is.
+    pub(super) fn leaner(&self, candidate: &Candidate) -> Vec<RunConfig> {
+        let Candidate { run, forecast, estimate, .. } = candidate;
+        let seconds = estimate.turn_seconds * (1.0 + WORTH_CONTEXT);
+        let smaller = UBATCHES.into_iter().filter(|n| self.request.levers.ubatch && *n < run.n_ubatch);
+        let settings = smaller
+            .map(|n_ubatch| RunConfig { n_ubatch, ..run.clone() })
+            .filter(|setting| self.estimate(setting, &forecast.placement, forecast).turn_seconds <= seconds);
+        settings.chain([run.clone()]).collect()
     }
 
     /// The largest multiple of 256 that fits with the experts on the host; 256 where none does.

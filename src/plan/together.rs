@@ -309,7 +309,11 @@ impl<'a> Sharing<'a> {
         let mut ram = self.ram.clone();
         let mut contexts: Vec<ContextChoice> = self.members.iter().map(|member| member.request.context).collect();
         if fits {
-            let plans = self.with_what_is_left(self.plans(split)?)?;
+            let mut plans = self.with_what_is_left(self.plans(split)?)?;
+            for (at, plan) in plans.iter_mut().enumerate().filter(|(at, _)| contexts[*at] == ContextChoice::Auto) {
+                let leaner = self.requests[at].problem(self.members[at].model, &plan.machine).leaner(&plan.candidate);
+                plan.candidate.run = leaner.into_iter().next().unwrap_or_else(|| plan.candidate.run.clone());
+            }
             let longest = self.longer(&plans)?;
             let taken = self.taken(&plans, longest)?;
             let (devices, _) = left(&taken, self.machine);
@@ -392,7 +396,8 @@ impl<'a> Sharing<'a> {
         Ok(plan)
     }
 
-    /// The tokens of a slot that all contexts that may grow have room for, each launch with its placement and its micro-batch.
+    /// The tokens of a slot that all contexts that may grow have room for, each launch with its placement and, as the plan of one
+    /// model does, the smallest micro-batch that costs little.
     fn longer(&self, plans: &[Planned]) -> Result<u32, Error> {
         let free = |member: &Member<'_>| matches!(member.request.context, ContextChoice::Auto | ContextChoice::Max);
         let tokens = |(member, plan): (&Member<'_>, &Planned)| plan.candidate.run.n_ctx / member.request.slots();
