@@ -88,7 +88,9 @@ pub fn together(
         }
         let kind = bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
         flags.extend(share.machine.host.ram.iter().flat_map(|ram| ["--ram".to_string(), size(ram) + &kind]));
-        if let (ContextChoice::Max, ContextChoice::Fixed(n_ctx)) = (asked[at].2.context, share.context) {
+        if let ContextChoice::Fixed(n_ctx) = share.context
+            && share.context != asked[at].2.context
+        {
             flags.extend(["-c".to_string(), n_ctx.to_string()]);
         }
         flags.extend(asked[at].2.run.embeddings.then(|| "--embedding".to_string()));

@@ -33,7 +33,7 @@ pub struct Share {
     pub machine: Machine,
     /// Of every device of the whole machine, in order; 0 of one that it does not use.
     pub budgets: Vec<Bytes>,
-    /// The request's own; for `-c max` the longest that all have room for.
+    /// The request's own; the longest that all have room for where its plan alone would not choose that.
     pub context: ContextChoice,
     /// The time of a turn with the whole machine to itself, in seconds.
     pub alone_seconds: f64,
@@ -308,14 +308,17 @@ impl<'a> Sharing<'a> {
         let mut budgets: Vec<Vec<Bytes>> = split.pieces.iter().map(|piece| self.line.budgets(*piece)).collect();
         let mut ram = self.ram.clone();
         let mut contexts: Vec<ContextChoice> = self.members.iter().map(|member| member.request.context).collect();
+        let is_auto = |at: usize| self.members[at].request.context == ContextChoice::Auto;
+        let mut longest = None;
         if fits {
             let mut plans = self.with_what_is_left(self.plans(split)?)?;
-            for (at, plan) in plans.iter_mut().enumerate().filter(|(at, _)| contexts[*at] == ContextChoice::Auto) {
+            for (at, plan) in plans.iter_mut().enumerate().filter(|(at, _)| is_auto(*at)) {
                 let leaner = self.requests[at].problem(self.members[at].model, &plan.machine).leaner(&plan.candidate);
                 plan.candidate.run = leaner.into_iter().next().unwrap_or_else(|| plan.candidate.run.clone());
             }
-            let longest = self.longer(&plans)?;
-            let taken = self.taken(&plans, longest)?;
+            let tokens = self.longer(&plans)?;
+            longest = Some(tokens);
+            let taken = self.taken(&plans, tokens)?;
             let (devices, _) = left(&taken, self.machine);
             for (at, spare) in devices.into_iter().enumerate() {
                 let is_used = taken.iter().any(|taken| taken.devices[at] > 0);
@@ -332,7 +335,7 @@ impl<'a> Sharing<'a> {
             ram = portions(self.machine, &needs, needs.len());
             for (context, member) in contexts.iter_mut().zip(self.members) {
                 if *context == ContextChoice::Max {
-                    *context = ContextChoice::Fixed(of_tokens(member, longest));
+                    *context = ContextChoice::Fixed(of_tokens(member, tokens));
                 }
             }
         }
@@ -342,13 +345,19 @@ impl<'a> Sharing<'a> {
                 *budget = (*budget).min(*ram);
             }
         }
-        let share = |(at, budgets): (usize, Vec<Bytes>)| Share {
-            machine: self.part(&budgets, ram.as_ref().map(|ram| ram[at])),
-            budgets,
-            context: contexts[at],
-            alone_seconds: self.alone[at].estimate.turn_seconds,
+        let share = |(at, budgets): (usize, Vec<Bytes>)| {
+            let machine = self.part(&budgets, ram.as_ref().map(|ram| ram[at]));
+            let mut context = contexts[at];
+            // With more room a plan may choose a larger micro-batch instead.
+            if let Some(n_ctx) = longest.map(|tokens| of_tokens(&self.members[at], tokens)).filter(|_| is_auto(at)) {
+                let Member { model, request, .. } = self.members[at];
+                if super::solve(model, &machine, request)?.run.n_ctx < n_ctx {
+                    context = ContextChoice::Fixed(n_ctx);
+                }
+            }
+            Ok(Share { machine, budgets, context, alone_seconds: self.alone[at].estimate.turn_seconds })
         };
-        Ok(budgets.into_iter().enumerate().map(share).collect())
+        budgets.into_iter().enumerate().map(share).collect()
     }
 
     /// The plans with what all of them leave over, the slowest first: no model lacks what another does not use.
