@@ -673,11 +673,19 @@ impl Device {
             Backend::Metal => ("macOS", format!("`sudo sysctl iogpu.wired_limit_mb={mib}` raises it to {more}; ")),
             Backend::Rocm => {
                 let pages = more.0 / 4096;
-                ("the driver", format!("on Linux, the kernel parameters ttm.pages_limit={pages} amdgpu.gttsize={mib} raise it to {more}; "))
+                (
+                    "the driver",
+                    format!(
+                        "on Linux, the kernel parameters ttm.pages_limit={pages} amdgpu.gttsize={mib} raise it to {more}; "
+                    ),
+                )
             }
             _ => ("the driver", String::new()),
         };
-        Some(format!("by default {who} lets the GPU use {total} of {ram}; {how}--gpu '{name}=SIZE' --ram {} plans for another limit", ram.typed()))
+        Some(format!(
+            "by default {who} lets the GPU use {total} of {ram}; {how}--gpu '{name}=SIZE' --ram {} plans for another limit",
+            ram.typed()
+        ))
     }
 
     /// The number of an RPC device.

@@ -402,9 +402,11 @@ const LINTS: &[Rule] = &[
     }),
     // Rules that move experts out of a device that has room for them, into the same memory.
     ("experts-moved-within-memory", Warning, |facts| {
-        let moved = facts.forecast.placement.experts(facts.model).filter(|(_, copy)| {
-            copy.rule.is_some() && copy.buffer.device_index().is_none()
-        });
+        let moved = facts
+            .forecast
+            .placement
+            .experts(facts.model)
+            .filter(|(_, copy)| copy.rule.is_some() && copy.buffer.device_index().is_none());
         let moved: Bytes = moved.map(|(_, copy)| copy.bytes).sum();
         let shared = facts.forecast.placement.taking_part(facts.machine).filter(|(_, device)| device.integrated);
         let has_room = |device: &Device| {

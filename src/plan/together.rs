@@ -258,9 +258,8 @@ impl<'a> Sharing<'a> {
             Request { context, ..member.request.clone() }
         };
         let requests: Vec<Request> = members.iter().map(request).collect();
-        let solved = |(member, request): (&Member<'_>, &Request)| {
-            super::solve_with(&request.problem(member.model, machine))
-        };
+        let solved =
+            |(member, request): (&Member<'_>, &Request)| super::solve_with(&request.problem(member.model, machine));
         let alone: Vec<Candidate> = members.iter().zip(&requests).map(solved).collect::<Result<_, Error>>()?;
         let places: Vec<usize> = (0..machine.devices.len()).collect();
         let taken = |(member, alone): (&Member<'_>, &Candidate)| {

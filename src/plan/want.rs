@@ -242,7 +242,7 @@ pub fn want(
         now: asked.told(now)?,
         budget: told(asked.budget(machine, reached)?)?,
         card: told(asked.card(machine))?,
-        more_cards: told(asked.more_cards(machine)?)?,
+        more_cards: if reached { Change::default() } else { told(asked.more_cards(machine)?)? },
         main_memory: told(asked.main_memory(machine)?)?,
         memory_speed: told(asked.memory_speed(machine)?)?,
     })
@@ -363,11 +363,22 @@ impl<'a> Asked<'a> {
         });
         let (last, words) = for_speed.clone().unwrap_or_else(|| (self.request.clone(), Vec::new()));
         let is_free = last.context == ContextChoice::Auto;
-        let short = (Request { context: ContextChoice::Fixed(n_ctx), ..last }, [words, vec!["-c".into(), n_ctx.to_string()]].concat());
+        let short = (
+            Request { context: ContextChoice::Fixed(n_ctx), ..last },
+            [words, vec!["-c".into(), n_ctx.to_string()]].concat(),
+        );
         let ways = [Some((self.request.clone(), Vec::new())), for_speed, Some(short).filter(|_| is_free)];
         let computes = Computes::default();
         let mut unreached: Option<Answer> = None;
         for (request, words) in ways.into_iter().flatten() {
+            // A longer context makes no plan faster: where the shortest does not do, no long one has to be found.
+            if is_free && request.objective != objective && unreached.is_none() {
+                let short = Request { context: ContextChoice::Turn, ..request.clone() };
+                let found = self.plan_of(&short, &computes, (machine.clone(), own.clone()), value, label.clone())?;
+                if !self.is_reached(&found) {
+                    continue;
+                }
+            }
             let flags = [words, self.flags.clone(), own.clone()].concat();
             let found = self.plan_of(&request, &computes, (machine.clone(), flags), value, label.clone())?;
             if self.is_reached(&found) {
@@ -443,13 +454,17 @@ impl<'a> Asked<'a> {
         // What graphics leave of main memory is not saved: only more for them is a change.
         if let Some(ram) = machine.host.ram.filter(|_| machine.is_unified()) {
             if reached {
-                return Ok(Change::none("No smaller budget is tried: the graphics use main memory, which is there anyway"));
+                return Ok(Change::none(
+                    "No smaller budget is tried: the graphics use main memory, which is there anyway",
+                ));
             }
             let (now, most) = (largest / STEP, ram.0 / STEP);
             let top = at(most)?;
             if now >= most || !self.is_reached(&top) {
                 let missing = self.missing(&top);
-                return Ok(Change::none(format!("A larger part of main memory for the graphics alone does not reach it: {missing}")));
+                return Ok(Change::none(format!(
+                    "A larger part of main memory for the graphics alone does not reach it: {missing}"
+                )));
             }
             return Ok(Change { answers: vec![self.bisected((now, most), top, at)?], reason: None });
         }
@@ -467,7 +482,9 @@ impl<'a> Asked<'a> {
                 last = Some(self.missing(&answer));
             }
             let reason = match last {
-                Some(last) => format!("More main memory alone does not reach it, in no size that such computers are sold with: {last}"),
+                Some(last) => format!(
+                    "More main memory alone does not reach it, in no size that such computers are sold with: {last}"
+                ),
                 None => "No main memory is tried: no size is known that such computers are sold with".into(),
             };
             return Ok(Change::none(reason));
@@ -487,7 +504,9 @@ impl<'a> Asked<'a> {
     /// Two channels are used better than many, so that both are searched.
     fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
         if machine.is_unified() {
-            return Ok(Change::none("No memory speed is tried: main memory is soldered in, and the graphics use it too"));
+            return Ok(Change::none(
+                "No memory speed is tried: main memory is soldered in, and the graphics use it too",
+            ));
         }
         // A known processor takes one kind; what it is not sold with is no answer.
         if let Some(name) = machine.host.processor.as_deref().filter(|name| processors::takes(name).is_some()) {
@@ -575,7 +594,9 @@ impl<'a> Asked<'a> {
             }
             last = Some(self.missing(&answer));
         }
-        Ok(last.map_or_else(Change::default, |last| Change::none(format!("More cards of the same kind do not reach it: {last}"))))
+        Ok(last.map_or_else(Change::default, |last| {
+            Change::none(format!("More cards of the same kind do not reach it: {last}"))
+        }))
     }
 
     /// One card in place of all devices.

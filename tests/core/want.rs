@@ -140,7 +140,8 @@ fn only_what_the_machine_takes_is_offered() {
         ddr4.host.set_memory(table::memory(51.2));
         speed(&ddr4)
     });
-    let slow = Machine { host: Host { processor: machine.host.processor.clone(), ..ddr4.host.clone() }, ..machine.clone() };
+    let slow =
+        Machine { host: Host { processor: machine.host.processor.clone(), ..ddr4.host.clone() }, ..machine.clone() };
     let wanted = want(&model, "m.gguf", &slow, &asked(), (&[tg(value)], None)).unwrap();
     let labels = wanted.memory_speed.answers.iter().map(|answer| &answer.point.label);
     assert!(labels.clone().count() == 1 && labels.clone().all(|label| label.contains("ddr4-3200x2")), "{wanted:?}");

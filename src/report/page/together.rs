@@ -45,7 +45,8 @@ impl Document for Together {
         // All other warnings are each plan's own.
         let short = self.members.iter().flat_map(|member| {
             let warnings = member.plan.warnings.iter().filter(|warning| warning.code == "turn-beyond-context");
-            warnings.map(|warning| Warning { message: format!("{}: {}", member.name, warning.message), ..warning.clone() })
+            warnings
+                .map(|warning| Warning { message: format!("{}: {}", member.name, warning.message), ..warning.clone() })
         });
         page.push(warnings(&short.collect::<Vec<_>>()));
         let file = |label: &str, text: &Option<String>| Some(Block::Output(label.to_string(), text.clone()?));
