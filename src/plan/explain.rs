@@ -399,7 +399,6 @@ impl Subject<'_> {
             });
         }
         let (mut words, mut wanted) = (Vec::new(), Vec::new());
-        let forecast = &self.candidate.forecast;
         for device in &mut machine.devices {
             if let Some(over) = self.candidate.shortfall.get(&device.name) {
                 *device = limited(device, device.total + Bytes(over.0.next_multiple_of(64 << 20)));
@@ -410,10 +409,9 @@ impl Subject<'_> {
             let budgets = machine.devices.iter().map(|device| device.total.typed());
             words.push(format!("--budget {}", budgets.collect::<Vec<_>>().join(",")));
         }
-        if self.candidate.shortfall.contains_key(HOST) {
-            let least = forecast.host_needs.least_ram(forecast.in_main_memory(self.problem.machine));
-            let ram = Bytes(least.0.next_multiple_of(64 << 20));
-            machine.host.ram = Some(ram);
+        if let (Some(ram), Some(over)) = (&mut machine.host.ram, self.candidate.shortfall.get(HOST)) {
+            // Some of what is added goes to the system.
+            *ram += Bytes((over.0 + over.0 / 7).next_multiple_of(64 << 20));
             wanted.push(format!("{ram} of main memory"));
             words.push(format!("--ram {}", ram.typed()));
         }
