@@ -311,7 +311,7 @@ impl Hint for Error {
                     .into()
             }
             Self::NoMemory(name) if cards::by_name(name).is_some_and(cards::Card::is_integrated) => {
-                format!("it uses main memory: say how much its computer has, --ram SIZE; --gpu '{name}=SIZE' says how much of it it may take").into()
+                format!("it uses main memory: say how much its computer has, --ram SIZE; --gpu '{name}=SIZE' beside it says how much the GPU may use").into()
             }
             Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
             _ => return None,
@@ -630,8 +630,8 @@ impl Device {
     /// The devices of `--gpu NAME`, in order: cards with the memory that an idle system leaves of them. `NAME=SIZE` says which of the
     /// sizes that it is sold with, or how much, where no row of the table says it; `4x NAME` that there are four.
     ///
-    /// A card that uses main memory has what its system lets it take of `ram`; with a size, so much. Where only the size is given it is
-    /// the main memory of its computer.
+    /// A card that uses main memory has what its system lets it take of `ram`; with a size, so much. Without `ram` the size is the main
+    /// memory of its computer.
     pub fn of_cards(names: &[String], backend: Option<Backend>, ram: Option<Bytes>) -> Result<Vec<Self>, Error> {
         let mut devices: Vec<Self> = Vec::new();
         let mut named = Vec::new();
@@ -658,8 +658,7 @@ impl Device {
                 let device = match (sold, size) {
                     (Some(sold), _) => Self::new(name, backend, sold.offers()),
                     (None, Some(size)) if integrated => {
-                        let is_computer = ram.is_none() && backend == Backend::Metal;
-                        Self::new(name, backend, if is_computer { card.may_take(size.bytes) } else { size.bytes })
+                        Self::new(name, backend, if ram.is_none() { card.may_take(size.bytes) } else { size.bytes })
                     }
                     (None, Some(size)) => Self::sized(name, backend, size),
                     (None, None) => {
@@ -756,8 +755,26 @@ impl Device {
     fn part_note(&self, ram: Bytes) -> Option<String> {
         let card = self.card().filter(|card| self.integrated && card.may_take(ram) == self.total)?;
         let (total, name) = (self.total, card.words.to_ascii_uppercase());
-        let how = if card.backend() == Backend::Metal { " (sysctl iogpu.wired_limit_mb changes it)" } else { "" };
-        Some(format!("{total} of {ram} is what systems let it take{how}; --gpu '{name}=SIZE' says another"))
+        // As much as is known to work: the system and what runs beside it keep an eighth.
+        let more = Bytes(ram.0 / 8 * 7);
+        let mib = more.0 / MIB;
+        let (who, how) = match card.backend() {
+            Backend::Metal => ("macOS", format!("`sudo sysctl iogpu.wired_limit_mb={mib}` raises it to {more}; ")),
+            Backend::Rocm => {
+                let pages = more.0 / 4096;
+                (
+                    "the driver",
+                    format!(
+                        "on Linux, the kernel parameters ttm.pages_limit={pages} amdgpu.gttsize={mib} raise it to {more}; "
+                    ),
+                )
+            }
+            _ => ("the driver", String::new()),
+        };
+        Some(format!(
+            "by default {who} lets the GPU use {total} of {ram}; {how}--gpu '{name}=SIZE' --ram {} plans for another limit",
+            ram.typed()
+        ))
     }
 
     /// The number of an RPC device.

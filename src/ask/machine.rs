@@ -153,6 +153,7 @@ impl Described {
 
     /// `machine` with what `--budget` gives of its devices, where each device can be what it is said to be.
     pub fn limited(&self, machine: Machine) -> Result<Machine, Refusal> {
+        let machine = if self.budget.is_empty() { machine } else { self.budgeted(machine)? };
         let is_beyond = |device: &&Device| device.integrated && machine.host.ram.is_some_and(|ram| device.total > ram);
         if let Some(device) = machine.devices.iter().find(is_beyond) {
             let (name, total, ram) = (&device.name, device.total, machine.host.ram.unwrap_or_default());
@@ -160,9 +161,10 @@ impl Described {
             let hint = "--ram SIZE is all the memory of its computer, with what the firmware sets aside for graphics; a card with memory of its own is described by --gpu NAME";
             return Err(Refusal::new(message, hint));
         }
-        if self.budget.is_empty() {
-            return Ok(machine);
-        }
+        Ok(machine)
+    }
+
+    fn budgeted(&self, machine: Machine) -> Result<Machine, Refusal> {
         let (asked, known) = (self.budget.len(), machine.devices.len());
         if asked > known {
             let message = format!("--budget has {asked} sizes, but there are {known} devices");

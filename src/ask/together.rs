@@ -8,7 +8,7 @@ use crate::bytes::{Bytes, MIB};
 use crate::emit::{self, Form};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::plan::{self, Plan, Request, together};
+use crate::plan::{self, ContextChoice, Plan, Request, together};
 
 /// The `moeplan/together/1` document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,7 +70,8 @@ pub fn together(
     let shares = together::shares(&members, machine)?;
     let mut plans = Vec::new();
     for ((model, path, request), share) in asked.iter().zip(&shares) {
-        plans.push(plan::brief(model, path, &share.machine, request)?);
+        let request = Request { context: share.context, ..request.clone() };
+        plans.push(plan::brief(model, path, &share.machine, &request)?);
     }
     let pairs: Vec<_> = asked.iter().map(|(model, ..)| *model).zip(&plans).collect();
     let files = [Form::LlamaSwap, Form::Ini].map(|form| emit::together(&pairs, form).ok());
@@ -87,6 +88,11 @@ pub fn together(
         }
         let kind = bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
         flags.extend(share.machine.host.ram.iter().flat_map(|ram| ["--ram".to_string(), size(ram) + &kind]));
+        if let ContextChoice::Fixed(n_ctx) = share.context
+            && share.context != asked[at].2.context
+        {
+            flags.extend(["-c".to_string(), n_ctx.to_string()]);
+        }
         flags.extend(asked[at].2.run.embeddings.then(|| "--embedding".to_string()));
         Member {
             name: names.get(at).unwrap_or(&plan.model.path).clone(),

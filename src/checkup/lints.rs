@@ -377,7 +377,11 @@ const LINTS: &[Rule] = &[
             format!(
                 "without mapped files {pinned} of the host's memory are pinned, but {missing} are missing: loading fails or swaps"
             ),
-            "`--load-mode mmap` reads what is needed from the file; or keep more on the devices",
+            if facts.shares_memory() {
+                "`--load-mode mmap` reads what is needed from the file"
+            } else {
+                "`--load-mode mmap` reads what is needed from the file; or keep more on the devices"
+            },
         )
     }),
     // Devices without memory of their own, which together with the host need more than there is.
@@ -398,9 +402,31 @@ const LINTS: &[Rule] = &[
             hint,
         )
     }),
+    // Rules that move experts out of a device that has room for them, into the same memory.
+    ("experts-moved-within-memory", Warning, |facts| {
+        let moved = facts
+            .forecast
+            .placement
+            .experts(facts.model)
+            .filter(|(_, copy)| copy.rule.is_some() && copy.buffer.device_index().is_none());
+        let moved: Bytes = moved.map(|(_, copy)| copy.bytes).sum();
+        let shared = facts.forecast.placement.taking_part(facts.machine).filter(|(_, device)| device.integrated);
+        let has_room = |device: &Device| {
+            let row = facts.forecast.memory.get(&device.name).copied().unwrap_or_default();
+            row.model + row.context + row.compute + moved <= device.total
+        };
+        let device = shared.map(|(_, device)| device).find(|device| has_room(device))?;
+        if moved == Bytes(0) {
+            return None;
+        }
+        found(
+            format!("moving {moved} of experts to the host frees no memory: {} uses main memory too", device.name),
+            "leave `--cpu-moe`, `--n-cpu-moe` and such rules out: the device has room for these experts and is faster",
+        )
+    }),
     ("mapped-beyond-ram", Warning, |facts| {
         let (missing, model) = (*facts.shortfall.get(HOST)?, facts.forecast.memory.get(HOST)?.model);
-        facts.forecast.mapped.host?;
+        facts.forecast.mapped.host.filter(|_| !facts.shares_memory())?;
         found(
             format!(
                 "{} of {model} of mapped weights do not fit in main memory: every token reads them from the disk",
@@ -445,7 +471,7 @@ const LINTS: &[Rule] = &[
         } else {
             (
                 "llama.cpp repacks",
-                "the devices here take no copies of experts anyway: keep more of them there for faster prompts",
+                "no device here takes copies of experts from the host: keep more of them on the devices for faster prompts",
             )
         };
         found(
@@ -776,7 +802,12 @@ impl<'a> Facts<'a> {
     }
 
     fn is_device_short(&self) -> bool {
-        self.shortfall.keys().any(|key| key != HOST)
+        !self.forecast.devices_short(self.machine, Bytes(0)).is_empty()
+    }
+
+    /// Whether the host's weights are in memory that devices of the launch use as their own.
+    fn shares_memory(&self) -> bool {
+        memory::shared_with_host(self.machine, &self.forecast.memory) > Bytes(0)
     }
 
     /// Names of the devices that take part.

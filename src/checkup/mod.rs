@@ -49,6 +49,9 @@ pub struct Checkup {
     /// Main memory, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub main_memory: Option<Bytes>,
+    /// What devices without memory of their own take of it; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_memory: Option<Bytes>,
     /// What is taken of it beside `memory`.
     #[serde(default)]
     pub host_needs: HostNeeds,
@@ -339,7 +342,7 @@ pub fn check(
         None
     };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
-    let is_paged = forecast.mapped.host.is_some() && shortfall.keys().all(|key| key == HOST);
+    let is_paged = forecast.mapped.host.is_some() && forecast.devices_short(machine, options.margin).is_empty();
     let is_whole = forecast.is_whole();
     let lacks_parts = is_whole && !forecast.uncounted.is_empty();
     let has_room = forecast.devices_short(machine, MARGIN_UNCALIBRATED).is_empty();
@@ -384,6 +387,7 @@ pub fn check(
         uncounted: forecast.uncounted,
         mapped_span: forecast.mapped.host,
         main_memory: machine.host.ram,
+        shared_memory: Some(memory::shared_with_host(machine, &forecast.memory)).filter(|shared| *shared > Bytes(0)),
         host_needs: forecast.host_needs,
         lints,
         overrides,

@@ -328,7 +328,7 @@ mod tests {
             ("M2=24G", None, 16, 24),
             ("8060S", Some("128G"), 64, 128),
             ("8060S=96G", Some("128G"), 96, 128),
-            ("8060S=96G", None, 96, 96),
+            ("8060S=96G", None, 48, 96),
             ("DGX Spark", Some("128G"), 119, 128),
         ] {
             assert_eq!(of(gpu, ram, None), Ok((total, Some(main))), "{gpu} {ram:?}");

@@ -310,6 +310,9 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     if args.upgrade {
         let larger = || want::upgrades(&model, &machine, &request, bandwidth(args));
         plan.upgrades = working(output, "planning for larger machines", larger)?;
+        if plan.upgrades.is_empty() {
+            output.say("note: no upgrade is known: such a computer is not sold with more memory, and its graphics are a part of it");
+        }
     }
     match (args.emit, output.format()) {
         (Some(form), _) => {

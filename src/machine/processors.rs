@@ -69,6 +69,33 @@ pub fn named(description: &str) -> Processor {
     found
 }
 
+/// The one kind of memory that families of desktop processors take, in two channels. Sources: the sockets' (AM4, AM5, LGA 1151 and 1200)
+/// data sheets; those of Intel from the 12th to the 14th generation take two kinds.
+const TAKE: [(&str, &str); 13] = [
+    ("ryzen 1#00*", "ddr4"),
+    ("ryzen 2#00*", "ddr4"),
+    ("ryzen 3#00*", "ddr4"),
+    ("ryzen 3950x", "ddr4"),
+    ("ryzen 4#00*", "ddr4"),
+    ("ryzen 5#00*", "ddr4"),
+    ("ryzen 5950x", "ddr4"),
+    ("ryzen 7#00*", "ddr5"),
+    ("ryzen 7950x*", "ddr5"),
+    ("ryzen 8#00*", "ddr5"),
+    ("ryzen 9#00*", "ddr5"),
+    ("ryzen 9950x*", "ddr5"),
+    ("core ultra 2##*", "ddr5"),
+];
+
+/// The kind of memory that a desktop processor takes (`ddr4`), where it is one and known.
+pub fn takes(description: &str) -> Option<&'static str> {
+    let description = description.to_ascii_lowercase();
+    let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    let is_meant = |row: &str| row.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
+    let is_other = words.iter().any(|word| matches!(*word, "threadripper" | "ai"));
+    TAKE.iter().find(|(row, _)| !is_other && is_meant(row)).map(|(_, kind)| *kind)
+}
+
 /// The names that a mistyped one may have meant.
 pub fn names() -> impl Iterator<Item = &'static str> {
     rows().map(|(words, _)| words.trim_end_matches('*')).filter(|words| !words.contains('#'))
@@ -136,6 +163,23 @@ fn matches(pattern: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_memory_of_a_socket() {
+        for (name, kind) in [
+            ("Ryzen 5900X", Some("ddr4")),
+            ("AMD Ryzen 9 5950X 16-Core Processor", Some("ddr4")),
+            ("Ryzen 5 5600G", Some("ddr4")),
+            ("Ryzen 7950X3D", Some("ddr5")),
+            ("AMD Ryzen 7 9800X3D 8-Core Processor", Some("ddr5")),
+            ("Intel(R) Core(TM) i9-13900K", None),
+            ("AMD Ryzen Threadripper 3970X", None),
+            ("AMD Ryzen AI MAX+ 395", None),
+            ("EPYC 9654", None),
+        ] {
+            assert_eq!(takes(name), kind, "{name}");
+        }
+    }
 
     #[test]
     fn every_line_reads() {

@@ -77,6 +77,12 @@ impl HostNeeds {
         self.process + self.logits + self.checkpoints + self.reserve
     }
 
+    /// The least main memory that a launch fits into which keeps `table` there.
+    pub fn least_ram(&self, table: Bytes) -> Bytes {
+        let taken = table + self.process + self.logits + self.checkpoints + for_pinned(self.pinned);
+        taken + for_system(Bytes(taken.0.div_ceil(7)))
+    }
+
     /// The prompt cache in MiB that main memory has room for beside `table`, in steps of 256, where the launch may take more.
     pub fn smaller_prompt_cache(&self, table: Bytes, ram: Bytes) -> Option<u64> {
         let room = ram.saturating_sub(table + self.least());
@@ -94,7 +100,15 @@ impl HostNeeds {
 /// An eighth of main memory, 1 GiB at least and 4 at most; and a sixteenth of what is pinned, 12 GiB at most. No source gives these
 /// figures: they are what is left to a desktop and its file cache, docs/plan.md says them.
 fn reserve(ram: Bytes, pinned: Bytes) -> Bytes {
-    Bytes((ram.0 / 8).clamp(GIB, 4 * GIB) + (pinned.0 / 16).min(12 * GIB))
+    for_system(Bytes(ram.0 / 8)) + for_pinned(pinned)
+}
+
+fn for_system(eighth: Bytes) -> Bytes {
+    Bytes(eighth.0.clamp(GIB, 4 * GIB))
+}
+
+fn for_pinned(pinned: Bytes) -> Bytes {
+    Bytes((pinned.0 / 16).min(12 * GIB))
 }
 
 /// One checkpoint of every slot. All slots together hold what the caches hold, a state's snapshots for rolling back apart.

@@ -582,17 +582,24 @@ impl Forecast {
         (self.host_total() + shared_with_host(machine, &self.memory)).saturating_sub(self.mapped.twice)
     }
 
-    /// What main memory has for the table; `None` where its size is not known.
+    /// What main memory has for the host's rows of the table, devices that share it taken off; `None` where its size is not known.
     pub fn host_budget(&self, machine: &Machine) -> Option<Bytes> {
-        Some(machine.host.ram?.saturating_sub(self.host_needs.least()))
+        let beside = self.in_main_memory(machine).saturating_sub(self.host_total());
+        Some(machine.host.ram?.saturating_sub(self.host_needs.least() + beside))
     }
 
     /// By how much each device, with `margin` left free, and `Host` are over their budgets; empty where the launch fits.
+    ///
+    /// Where main memory is short, what devices without memory of their own are over is a part of that, told once.
     pub fn shortfall(&self, machine: &Machine, margin: Bytes) -> BTreeMap<String, Bytes> {
         let mut shortfall = self.devices_short(machine, margin);
         let needed = self.in_main_memory(machine) + self.host_needs.least();
         let over = machine.host.ram.map(|ram| needed.saturating_sub(ram)).filter(|over| *over > Bytes(0));
-        shortfall.extend(over.map(|over| (HOST.to_string(), over)));
+        if let Some(over) = over {
+            let shared = machine.devices.iter().filter(|device| device.integrated);
+            let of_shared: Bytes = shared.filter_map(|device| shortfall.remove(&device.name)).sum();
+            shortfall.insert(HOST.to_string(), over.max(of_shared));
+        }
         shortfall
     }
 

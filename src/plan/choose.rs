@@ -308,17 +308,20 @@ impl Problem<'_> {
 
     /// The best launch with the context that the request asks for.
     pub(super) fn solve_in_context(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        let shortest =
-            || turn_context(self.request.turn, self.model.hparams.context_length).saturating_mul(self.request.slots());
         match self.request.context {
             ContextChoice::Fixed(n_ctx) => self.solve_at(run, n_ctx),
-            ContextChoice::Turn => self.solve_at(run, shortest()),
-            ContextChoice::Auto => self.with_longer_context(run, self.solve_at(run, shortest())?),
+            ContextChoice::Turn => self.solve_at(run, self.shortest_context()),
+            ContextChoice::Auto => self.with_longer_context(run, self.solve_at(run, self.shortest_context())?),
             ContextChoice::Max => self.solve_at(run, self.largest_context(run)?),
         }
     }
 
-    fn solve_at(&self, run: &RunConfig, n_ctx: u32) -> Result<Candidate, Error> {
+    /// What the turn needs in every slot, at most the model's own length.
+    pub(super) fn shortest_context(&self) -> u32 {
+        turn_context(self.request.turn, self.model.hparams.context_length).saturating_mul(self.request.slots())
+    }
+
+    pub(super) fn solve_at(&self, run: &RunConfig, n_ctx: u32) -> Result<Candidate, Error> {
         self.solve(&RunConfig { n_ctx, ..run.clone() })
     }
 
@@ -338,12 +341,7 @@ impl Problem<'_> {
         let is_cheap = |other: &Candidate| {
             other.fits() && other.estimate.turn_seconds <= seconds && hosted(other) <= split.routed_expert_bytes_on_host
         };
-        let smaller = UBATCHES.into_iter().filter(|n| self.request.levers.ubatch && *n < shortest.run.n_ubatch);
-        let settings = smaller.map(|n_ubatch| RunConfig { n_ubatch, ..shortest.run.clone() }).filter(|setting| {
-            let estimate = self.estimate(setting, &shortest.forecast.placement, &shortest.forecast);
-            estimate.turn_seconds <= seconds
-        });
-        let settings: Vec<RunConfig> = settings.chain([shortest.run.clone()]).collect();
+        let settings = self.leaner(&shortest);
         let steps = |n_ctx: u32| n_ctx.div_ceil(256);
         let n_ctx = |steps: u32| steps.saturating_mul(256).min(most);
         let (mut best, mut too_many) = (shortest.clone(), steps(most) + 1);
@@ -382,17 +380,43 @@ impl Problem<'_> {
         Ok(best)
     }
 
+    /// A launch with each smaller micro-batch that costs the turn no more than a longer context may, the smallest first; then as it is.
+    pub(super) fn leaner(&self, candidate: &Candidate) -> Vec<RunConfig> {
+        let Candidate { run, forecast, estimate, .. } = candidate;
+        let seconds = estimate.turn_seconds * (1.0 + WORTH_CONTEXT);
+        let smaller = UBATCHES.into_iter().filter(|n| self.request.levers.ubatch && *n < run.n_ubatch);
+        let settings = smaller
+            .map(|n_ubatch| RunConfig { n_ubatch, ..run.clone() })
+            .filter(|setting| self.estimate(setting, &forecast.placement, forecast).turn_seconds <= seconds);
+        settings.chain([run.clone()]).collect()
+    }
+
     /// The largest multiple of 256 that fits with the experts on the host; 256 where none does.
     fn largest_context(&self, run: &RunConfig) -> Result<u32, Error> {
-        let strategy = match self.request.strategy {
-            Strategy::AllOnDevice | Strategy::Rules => self.request.strategy,
-            _ => Strategy::ExpertsOnHost,
+        let leanest = self.leanest();
+        let spare = |steps: u32| -> Result<i128, Error> {
+            let mut spare = Vec::new();
+            for request in &leanest {
+                let lean = Problem { request, ..self.clone() };
+                spare.push(lean.spare(&lean.solve_at(run, steps * 256)?));
+            }
+            Ok(spare.into_iter().max().unwrap_or(0))
         };
-        let request = Request { strategy, levers: Levers::default(), ..self.request.clone() };
-        let lean = Problem { request: &request, ..self.clone() };
-        let spare = |steps: u32| -> Result<i128, Error> { Ok(lean.spare(&lean.solve_at(run, steps * 256)?)) };
         let most = self.model.hparams.context_length.saturating_mul(self.request.slots());
         Ok(furthest(1, most.div_ceil(256).max(1), spare)? * 256)
+    }
+
+    /// The requests of which one leaves the most room for a context: with the movable experts on the host; and where the host has the
+    /// devices' own memory, with all on the devices as well, because a launch with nothing on the host may take less of it.
+    pub(super) fn leanest(&self) -> Vec<Request> {
+        let request = self.request;
+        let strategies = match request.strategy {
+            Strategy::AllOnDevice | Strategy::Rules => vec![request.strategy],
+            _ if self.machine.is_unified() => vec![Strategy::ExpertsOnHost, Strategy::AllOnDevice],
+            _ => vec![Strategy::ExpertsOnHost],
+        };
+        let lean = |strategy| Request { strategy, levers: Levers::default(), ..request.clone() };
+        strategies.into_iter().map(lean).collect()
     }
 
     /// Bytes left where least are; negative where they are missing.
@@ -420,7 +444,7 @@ impl Problem<'_> {
 ///
 /// Memory grows with the context in nearly a straight line, so after both ends each try is where the line says that the budget ends,
 /// and its neighbour.
-fn furthest<E>(mut fits: u32, most: u32, mut spare: impl FnMut(u32) -> Result<i128, E>) -> Result<u32, E> {
+pub(super) fn furthest<E>(mut fits: u32, most: u32, mut spare: impl FnMut(u32) -> Result<i128, E>) -> Result<u32, E> {
     let (mut too_many, mut left, mut short) = (most, spare(fits)?, spare(most)?);
     if left < 0 || short >= 0 {
         return Ok(if left < 0 { fits } else { most });
@@ -481,7 +505,7 @@ impl TryFrom<String> for ContextChoice {
 }
 
 /// Room for the turn rounded up to 256, at most what the model was trained on.
-fn turn_context(turn: Turn, context_length: u32) -> u32 {
+pub(super) fn turn_context(turn: Turn, context_length: u32) -> u32 {
     let wanted = padded(turn.tokens());
     if context_length == 0 { wanted } else { wanted.min(context_length) }
 }

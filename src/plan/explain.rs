@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::search::{End, Stage};
 use super::solver::{Candidate, Problem, Strategy};
-use super::{ContextChoice, ExpertSplit, Request};
-use crate::bytes::Bytes;
+use super::{ContextChoice, ExpertSplit, Request, want};
+use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::fit::{self, Fitted};
 use crate::gguf::GgmlType;
@@ -337,6 +337,12 @@ impl Subject<'_> {
         let (run, is_longest) = (&request.run, request.context == ContextChoice::Max);
         let may_quantize = quantized(run).is_some();
         let mut found = Vec::new();
+        // Weights that have no room anywhere need more memory, whatever else is changed.
+        let weights: Bytes = model.tensors.iter().map(|tensor| tensor.bytes).sum();
+        let own = machine.devices.iter().filter(|device| !device.integrated).map(|device| device.total).sum::<Bytes>();
+        if machine.host.ram.is_some_and(|ram| weights > ram + own) {
+            return self.larger_machine().into_iter().collect();
+        }
         let mut fix = |applies: bool, what: &str, note: &str, edit: &dyn Fn(&mut Request)| {
             let mut changed = (*request).clone();
             edit(&mut changed);
@@ -379,9 +385,19 @@ impl Subject<'_> {
         found
     }
 
-    /// The same plan on a machine with what is missing.
+    /// The same plan on a machine with what is missing; where main memory is all there is, in the next size that such computers are sold with.
     fn larger_machine(&self) -> Option<Alternative> {
+        let Problem { model, request, .. } = self.problem;
         let mut machine = self.problem.machine.clone();
+        if let Some(ram) = machine.host.ram.filter(|_| machine.is_unified()) {
+            let larger = want::sizes(&machine).into_iter().map(u64::from).filter(|gib| gib * GIB > ram.0);
+            return larger.into_iter().find_map(|gib| {
+                let (machine, words) = want::with_memory(&machine, gib);
+                let candidate = super::solve(model, &machine, request).ok().filter(Candidate::fits)?;
+                let note = format!("more memory: {gib} GiB of main memory");
+                Some(self.alternative(words.join(" "), &candidate, &note))
+            });
+        }
         let (mut words, mut wanted) = (Vec::new(), Vec::new());
         for device in &mut machine.devices {
             if let Some(over) = self.candidate.shortfall.get(&device.name) {
@@ -399,7 +415,7 @@ impl Subject<'_> {
             wanted.push(format!("{ram} of main memory"));
             words.push(format!("--ram {}", ram.typed()));
         }
-        let candidate = super::solve(self.problem.model, &machine, self.problem.request).ok()?;
+        let candidate = super::solve(model, &machine, request).ok()?;
         let note = format!("more memory: {}", wanted.join(" and "));
         candidate.fits().then(|| self.alternative(words.join(" "), &candidate, &note))
     }

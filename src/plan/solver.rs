@@ -13,7 +13,7 @@ use super::{ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory::compute::Compute;
-use crate::memory::{self, Error, Forecast, HOST};
+use crate::memory::{self, Error, Forecast};
 use crate::model::Model;
 use crate::placement::{Buffer, Placement};
 use crate::run::{Override, RunConfig};
@@ -109,6 +109,8 @@ pub struct Candidate {
     pub estimate: Estimate,
     /// By how much each device, or `Host`, is over its budget; empty when it fits.
     pub shortfall: BTreeMap<String, Bytes>,
+    /// Whether the devices keep within their budgets; a short host is told, but no other placement on it would help.
+    devices_fit: bool,
 }
 
 impl Candidate {
@@ -116,9 +118,8 @@ impl Candidate {
         self.shortfall.is_empty()
     }
 
-    /// Whether the devices keep within their budgets; a short host is told, but no other placement on it would help.
     pub fn devices_fit(&self) -> bool {
-        self.shortfall.keys().all(|name| name == HOST)
+        self.devices_fit
     }
 
     pub fn missing(&self) -> Bytes {
@@ -155,7 +156,8 @@ impl Problem<'_> {
     pub(super) fn candidate(&self, run: RunConfig, forecast: Forecast) -> Candidate {
         let estimate = self.estimate(&run, &forecast.placement, &forecast);
         let shortfall = forecast.shortfall(self.machine, self.request.margin);
-        Candidate { run, forecast, estimate, shortfall }
+        let devices_fit = forecast.devices_short(self.machine, self.request.margin).is_empty();
+        Candidate { run, forecast, estimate, shortfall, devices_fit }
     }
 
     /// The predicted speed of `placement`, with the memory of a launch nearby.

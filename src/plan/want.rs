@@ -11,7 +11,7 @@ use super::sweep::Point;
 use super::{ContextChoice, Error, ModelSummary, Request};
 use crate::bytes::{Bytes, GIB, MIB};
 use crate::machine::cards::{self, CARDS, Card, Sold};
-use crate::machine::{Backend, Device, Machine, Ram};
+use crate::machine::{Backend, Device, Host, Machine, Ram, processors};
 use crate::model::Model;
 use crate::number::{rate, seconds, tokens};
 use crate::speed::prices::{device_rates, host_rates, limited};
@@ -91,6 +91,9 @@ pub struct Wanted {
     pub budget: Change,
     /// The smallest cards that reach it, one of them in place of all devices.
     pub card: Change,
+    /// The fewest more cards of the last one's kind.
+    #[serde(default)]
+    pub more_cards: Change,
     /// The least main memory.
     pub main_memory: Change,
     /// The least speed of main memory, then the slowest usual kit that has it.
@@ -99,8 +102,8 @@ pub struct Wanted {
 
 impl Wanted {
     /// What may change.
-    pub fn changes(&self) -> [&Change; 4] {
-        [&self.budget, &self.card, &self.main_memory, &self.memory_speed]
+    pub fn changes(&self) -> [&Change; 5] {
+        [&self.budget, &self.card, &self.more_cards, &self.main_memory, &self.memory_speed]
     }
 
     /// Whether the machine, or one change of it, gives what is wanted.
@@ -141,6 +144,8 @@ pub struct Answer {
 const STEP: u64 = 64 * MIB;
 /// Plans for at most so many cards are listed.
 const MOST_CARDS: usize = 3;
+/// As many cards of one kind are added at most.
+const MOST_MORE_CARDS: u64 = 3;
 /// As much as memory may be doubled to find out whether any amount is enough.
 const DOUBLINGS: u32 = 6;
 /// Less time than this share is no gain of a doubled memory.
@@ -165,18 +170,22 @@ const KITS: [&str; 12] = [
     "ddr5-6400x12",
 ];
 
-/// The kits with GB/s of their data sheets.
-fn kits() -> impl Iterator<Item = (&'static str, f64)> {
-    KITS.iter().filter_map(|kit| Some((*kit, format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth?)))
+/// The kits that a host takes, as far as its processor says it, with GB/s of their data sheets; the slowest first.
+fn kits(host: &Host) -> impl Iterator<Item = (&'static str, f64)> + use<> {
+    let takes = host.processor.as_deref().and_then(processors::takes);
+    let is_taken = move |kit: &&&str| takes.is_none_or(|kind| kit.starts_with(kind) && kit.ends_with("x2"));
+    KITS.iter().filter(is_taken).filter_map(|kit| Some((*kit, format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth?)))
 }
 
 /// A model and what is asked of every machine.
 struct Asked<'a> {
     model: &'a Model,
+    /// What is asked, and in the words that every answer's flags begin with.
     request: Request,
-    wants: &'a [Want],
-    /// What every answer's flags begin with.
     flags: Vec<String>,
+    /// What is asked of every machine that is tried: for the one speed that is wanted, and a context that the turn just fits in.
+    tried: Request,
+    wants: &'a [Want],
     /// Whether the margin is what the devices call for, so that other devices may call for another.
     margin_is_devices: bool,
     /// Of the machine's own devices.
@@ -187,7 +196,8 @@ struct Asked<'a> {
 
 /// The least of each thing that gives all of `wants`. `bandwidth` is what `--ram SIZE@KIND` says of main memory, GB/s.
 ///
-/// Where all that is wanted is of one speed, plans are made for that speed.
+/// Where all that is wanted is of one speed, machines are judged by plans for that speed. The plan that is shown is the request's own
+/// wherever that reaches it too: the last tokens of one speed may cost much of the other.
 pub fn want(
     model: &Model,
     path: &str,
@@ -197,15 +207,6 @@ pub fn want(
 ) -> Result<Wanted, Error> {
     let mut asked = Asked::new(model, machine, request, bandwidth);
     asked.wants = wants;
-    let speeds = || wants.iter().map(|want| want.what).filter(|what| *what != Quantity::Ctx);
-    let only = |what| speeds().all(|other| other == what) && speeds().next().is_some();
-    let objective = [(Quantity::Tg, Objective::Tg, "tg"), (Quantity::Pp, Objective::Pp, "pp")];
-    if let Some((_, objective, name)) = objective.into_iter().find(|(what, ..)| only(*what))
-        && request.objective == Objective::Turn
-    {
-        asked.request.objective = objective;
-        asked.flags.extend(["--objective".into(), name.into()]);
-    }
     // Of several contexts the longest has room for all.
     let contexts = wants.iter().filter(|want| want.what == Quantity::Ctx).map(|want| want.value);
     if let Some(tokens) = contexts.max_by(f64::total_cmp) {
@@ -214,18 +215,36 @@ pub fn want(
         asked.request.context = ContextChoice::Fixed(n_ctx);
         asked.flags.extend(["-c".into(), n_ctx.to_string()]);
     }
+    let speeds = || wants.iter().map(|want| want.what).filter(|what| *what != Quantity::Ctx);
+    let only = |what| speeds().all(|other| other == what) && speeds().next().is_some();
+    let objective = [(Quantity::Tg, Objective::Tg), (Quantity::Pp, Objective::Pp)];
+    let objective = objective.into_iter().find(|(what, _)| only(*what)).map(|(_, objective)| objective);
+    asked.tried = asked.request.clone();
+    if let Some(objective) = objective.filter(|_| request.objective == Objective::Turn) {
+        asked.tried.objective = objective;
+    }
+    // The longer context that a plan chooses costs its turn little, and takes most of the time to find.
+    if asked.tried.context == ContextChoice::Auto {
+        asked.tried.context = ContextChoice::Turn;
+    }
     let now = asked.plan(machine.clone(), Vec::new(), 0, "this machine".into())?;
+    let reached = asked.is_reached(&now);
+    let told = |change: Change| -> Result<Change, Error> {
+        let answers = change.answers.into_iter().map(|answer| asked.told(answer)).collect::<Result<_, Error>>()?;
+        Ok(Change { answers, ..change })
+    };
     Ok(Wanted {
         schema: "moeplan/want/1".into(),
         model: super::summary(model, path),
         wants: wants.to_vec(),
-        objective: asked.request.objective,
-        reached: asked.is_reached(&now),
-        now,
-        budget: asked.budget(machine)?,
-        card: asked.card(machine),
-        main_memory: asked.main_memory(machine)?,
-        memory_speed: asked.memory_speed(machine)?,
+        objective: asked.tried.objective,
+        reached,
+        now: asked.told(now)?,
+        budget: told(asked.budget(machine, reached)?)?,
+        card: told(asked.card(machine))?,
+        more_cards: if reached { Change::default() } else { told(asked.more_cards(machine)?)? },
+        main_memory: told(asked.main_memory(machine)?)?,
+        memory_speed: told(asked.memory_speed(machine)?)?,
     })
 }
 
@@ -260,7 +279,7 @@ pub fn upgrades(
         }
     }
     let memory = host_rates(&machine.host).memory;
-    if let Some((kit, bandwidth)) = kits().find(|(_, bandwidth)| table::memory(*bandwidth) > memory * 1.05)
+    if let Some((kit, bandwidth)) = kits(&machine.host).find(|(_, bandwidth)| table::memory(*bandwidth) > memory * 1.05)
         && !machine.is_unified()
     {
         answers.push(asked.with_memory_speed(machine, bandwidth, Some(kit))?);
@@ -281,8 +300,9 @@ impl<'a> Asked<'a> {
         Self {
             model,
             request: request.clone(),
-            wants: &[],
             flags: Vec::new(),
+            tried: request.clone(),
+            wants: &[],
             margin_is_devices: request.margin == machine.margin(),
             computes: Computes::default(),
             bandwidth,
@@ -298,7 +318,7 @@ impl<'a> Asked<'a> {
         let unmet = self.wants.iter().filter(|want| !want.is_met(&answer.point));
         let over = answer.point.shortfall.iter().map(|(name, over)| format!("{name} is {over} over"));
         let found = unmet.map(|want| want.found(&answer.point));
-        format!("with {} {}", answer.point.label, over.chain(found).collect::<Vec<_>>().join(", "))
+        format!("with {}, {}", answer.point.label, over.chain(found).collect::<Vec<_>>().join(", "))
     }
 
     /// The plan for a machine with the devices that the question has, whose compute buffers are then known.
@@ -314,11 +334,60 @@ impl<'a> Asked<'a> {
         value: u64,
         label: String,
     ) -> Result<Answer, Error> {
-        let margin = if self.margin_is_devices { machine.margin() } else { self.request.margin };
-        let request = Request { margin, ..self.request.clone() };
+        self.plan_of(&self.tried, computes, (machine, own), value, label)
+    }
+
+    fn plan_of(
+        &self,
+        request: &Request,
+        computes: &Computes,
+        (machine, flags): (Machine, Vec<String>),
+        value: u64,
+        label: String,
+    ) -> Result<Answer, Error> {
+        let margin = if self.margin_is_devices { machine.margin() } else { request.margin };
+        let request = Request { margin, ..request.clone() };
         let problem = Problem { computes: computes.clone(), ..request.problem(self.model, &machine) };
         let point = Point::of(&problem, &super::solve_with(&problem)?, value, label);
-        Ok(Answer { flags: [self.flags.clone(), own].concat(), machine, point })
+        Ok(Answer { flags, machine, point })
+    }
+
+    /// The answer as it is shown, with all its flags: the plan of the request itself where it reaches what is wanted, else the one for the
+    /// speed that is wanted, and that with no longer context than the turn needs.
+    fn told(&self, answer: Answer) -> Result<Answer, Error> {
+        let Answer { flags: own, machine, point: Point { value, label, n_ctx, .. } } = answer;
+        let objective = self.tried.objective;
+        let for_speed = (objective != self.request.objective).then(|| {
+            let word = if objective == Objective::Tg { "tg" } else { "pp" };
+            (Request { objective, ..self.request.clone() }, vec!["--objective".to_string(), word.into()])
+        });
+        let (last, words) = for_speed.clone().unwrap_or_else(|| (self.request.clone(), Vec::new()));
+        let is_free = last.context == ContextChoice::Auto;
+        let short = (
+            Request { context: ContextChoice::Fixed(n_ctx), ..last },
+            [words, vec!["-c".into(), n_ctx.to_string()]].concat(),
+        );
+        let ways = [Some((self.request.clone(), Vec::new())), for_speed, Some(short).filter(|_| is_free)];
+        let computes = Computes::default();
+        let mut unreached: Option<Answer> = None;
+        for (request, words) in ways.into_iter().flatten() {
+            // A longer context makes no plan faster: where the shortest does not do, no long one has to be found.
+            if is_free && request.objective != objective && unreached.is_none() {
+                let short = Request { context: ContextChoice::Turn, ..request.clone() };
+                let found = self.plan_of(&short, &computes, (machine.clone(), own.clone()), value, label.clone())?;
+                if !self.is_reached(&found) {
+                    continue;
+                }
+            }
+            let flags = [words, self.flags.clone(), own.clone()].concat();
+            let found = self.plan_of(&request, &computes, (machine.clone(), flags), value, label.clone())?;
+            if self.is_reached(&found) {
+                return Ok(found);
+            }
+            unreached.get_or_insert(found);
+        }
+        // A machine that does not reach it is shown as it is planned without a target.
+        unreached.map_or_else(|| self.plan(machine, own, value, label), Ok)
     }
 
     /// The least step from 1 on whose plan gives what is wanted: `first` steps, doubled as long as that helps, then bisection.
@@ -336,7 +405,8 @@ impl<'a> Asked<'a> {
             (most, top) = (most * 2, next);
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("No amount of {what} is enough: {}", self.missing(&top))));
+            let missing = self.missing(&top);
+            return Ok(Change::none(format!("{what} alone does not reach it: {missing}, and more gains nothing")));
         }
         Ok(Change { answers: vec![self.bisected((0, most), top, at)?], reason: None })
     }
@@ -360,12 +430,12 @@ impl<'a> Asked<'a> {
         Ok(found)
     }
 
-    fn budget(&self, machine: &Machine) -> Result<Change, Error> {
+    fn budget(&self, machine: &Machine, reached: bool) -> Result<Change, Error> {
         let Some(largest) = machine.devices.iter().map(|device| device.total.0).max() else {
             return Ok(Change::none("No device is described: add --vram or --gpu"));
         };
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
-        self.least("budget", of_model.0.div_ceil(STEP).max(16), |steps| {
+        let at = |steps: u64| {
             let mut machine = machine.clone();
             let ram = machine.host.ram.unwrap_or(Bytes(u64::MAX));
             for device in &mut machine.devices {
@@ -380,7 +450,25 @@ impl<'a> Asked<'a> {
             let label = format!("a budget of {label}");
             let value = budgets().sum::<Bytes>().0;
             self.plan(machine, vec!["--budget".into(), flag], value, label)
-        })
+        };
+        // What graphics leave of main memory is not saved: only more for them is a change.
+        if let Some(ram) = machine.host.ram.filter(|_| machine.is_unified()) {
+            if reached {
+                return Ok(Change::none(
+                    "No smaller budget is tried: the graphics use main memory, which is there anyway",
+                ));
+            }
+            let (now, most) = (largest / STEP, ram.0 / STEP);
+            let top = at(most)?;
+            if now >= most || !self.is_reached(&top) {
+                let missing = self.missing(&top);
+                return Ok(Change::none(format!(
+                    "A larger part of main memory for the graphics alone does not reach it: {missing}"
+                )));
+            }
+            return Ok(Change { answers: vec![self.bisected((now, most), top, at)?], reason: None });
+        }
+        self.least("A larger budget", of_model.0.div_ceil(STEP).max(16), at)
     }
 
     fn main_memory(&self, machine: &Machine) -> Result<Change, Error> {
@@ -393,31 +481,22 @@ impl<'a> Asked<'a> {
                 }
                 last = Some(self.missing(&answer));
             }
-            let reason = format!("No memory that its computer is sold with reaches it: {}", last.unwrap_or_default());
+            let reason = match last {
+                Some(last) => format!(
+                    "More main memory alone does not reach it, in no size that such computers are sold with: {last}"
+                ),
+                None => "No main memory is tried: no size is known that such computers are sold with".into(),
+            };
             return Ok(Change::none(reason));
         }
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
-        self.least("main memory", of_model.0.div_ceil(GIB) + 4, |gib| self.with_main_memory(machine, gib))
+        self.least("More main memory", of_model.0.div_ceil(GIB) + 4, |gib| self.with_main_memory(machine, gib))
     }
 
-    /// Devices that use it get the same share of more as they had, or what the system lets them have.
     fn with_main_memory(&self, machine: &Machine, gib: u64) -> Result<Answer, Error> {
-        let mut machine = machine.clone();
-        let ram = Bytes(gib * GIB);
-        let before = machine.host.ram.replace(ram).filter(|before| before.0 > 0);
-        let kind = self.bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
-        let mut flags = vec!["--ram".into(), format!("{gib}G{kind}")];
-        if machine.is_unified() {
-            for device in machine.devices.iter_mut().filter(|device| device.integrated) {
-                let by_system =
-                    device.card().filter(|card| before.is_none_or(|ram| card.may_take(ram) == device.total));
-                let scaled = |before: Bytes| u128::from(device.total.0) * u128::from(ram.0) / u128::from(before.0);
-                let share = before.and_then(|before| u64::try_from(scaled(before)).ok()).unwrap_or(ram.0);
-                let budget = by_system.map_or(Bytes(share.min(ram.0)), |card| card.may_take(ram));
-                *device = limited(device, Bytes(budget.0 / MIB * MIB));
-            }
-            let sizes = machine.devices.iter().map(|device| format!("{}M", device.total.0 / MIB));
-            flags.extend(["--budget".into(), sizes.collect::<Vec<_>>().join(",")]);
+        let (machine, mut flags) = with_memory(machine, gib);
+        if let (Some(bandwidth), Some(size)) = (self.bandwidth, flags.get_mut(1)) {
+            *size += &format!("@{bandwidth}");
         }
         self.plan(machine, flags, gib * GIB, format!("{gib} GiB of main memory"))
     }
@@ -425,7 +504,22 @@ impl<'a> Asked<'a> {
     /// Two channels are used better than many, so that both are searched.
     fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
         if machine.is_unified() {
-            return Ok(Change::none("No memory speed is tried: it is the graphics' own too"));
+            return Ok(Change::none(
+                "No memory speed is tried: main memory is soldered in, and the graphics use it too",
+            ));
+        }
+        // A known processor takes one kind; what it is not sold with is no answer.
+        if let Some(name) = machine.host.processor.as_deref().filter(|name| processors::takes(name).is_some()) {
+            let mut last = None;
+            for (kit, bandwidth) in kits(&machine.host) {
+                let answer = self.with_memory_speed(machine, bandwidth, Some(kit))?;
+                if self.is_reached(&answer) {
+                    return Ok(Change { answers: vec![answer], reason: None });
+                }
+                last = Some(self.missing(&answer));
+            }
+            let missing = last.unwrap_or_default();
+            return Ok(Change::none(format!("No memory that a {name} takes reaches it: {missing}")));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
         let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);
@@ -436,12 +530,12 @@ impl<'a> Asked<'a> {
             top = at(range.1)?;
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("No memory speed is enough: {}", self.missing(&top))));
+            return Ok(Change::none(format!("Faster main memory alone does not reach it: {}", self.missing(&top))));
         }
         let least = self.bisected(range, top, at)?;
         let enough = host_rates(&least.machine.host).memory;
         let mut answers = vec![least];
-        for (kit, bandwidth) in kits().filter(|(_, bandwidth)| table::memory(*bandwidth) >= enough) {
+        for (kit, bandwidth) in kits(&machine.host).filter(|(_, bandwidth)| table::memory(*bandwidth) >= enough) {
             let answer = self.with_memory_speed(machine, bandwidth, Some(kit))?;
             if self.is_reached(&answer) {
                 answers.push(answer);
@@ -482,6 +576,29 @@ impl<'a> Asked<'a> {
         Change { answers, reason }
     }
 
+    /// One more card like the last, two, three.
+    fn more_cards(&self, machine: &Machine) -> Result<Change, Error> {
+        let mut larger = machine.clone();
+        let mut last = None;
+        for count in 1..=MOST_MORE_CARDS {
+            let Some(more) = larger.devices.last().and_then(|device| device.next_of_its_kind(&larger)) else { break };
+            let label = match count {
+                1 => format!("one more card of {}", more.total),
+                _ => format!("{count} more cards of {}", more.total),
+            };
+            larger.devices.push(more);
+            let flags = flags_of(&larger.devices);
+            let answer = self.plan_with(&Computes::default(), larger.clone(), flags, count, label)?;
+            if self.is_reached(&answer) {
+                return Ok(Change { answers: vec![answer], reason: None });
+            }
+            last = Some(self.missing(&answer));
+        }
+        Ok(last.map_or_else(Change::default, |last| {
+            Change::none(format!("More cards of the same kind do not reach it: {last}"))
+        }))
+    }
+
     /// One card in place of all devices.
     fn with_card(&self, machine: &Machine, card: &Candidate) -> Result<Answer, Error> {
         let machine = Machine { devices: vec![card.device.clone()], host: machine.host.clone() };
@@ -490,8 +607,29 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// A machine with so much main memory, and the flags that say it. Devices that use it get the same share as they had, or what the system
+/// lets them have.
+pub(super) fn with_memory(machine: &Machine, gib: u64) -> (Machine, Vec<String>) {
+    let mut machine = machine.clone();
+    let ram = Bytes(gib * GIB);
+    let before = machine.host.ram.replace(ram).filter(|before| before.0 > 0);
+    let mut flags = vec!["--ram".into(), format!("{gib}G")];
+    if machine.is_unified() {
+        for device in machine.devices.iter_mut().filter(|device| device.integrated) {
+            let by_system = device.card().filter(|card| before.is_none_or(|ram| card.may_take(ram) == device.total));
+            let scaled = |before: Bytes| u128::from(device.total.0) * u128::from(ram.0) / u128::from(before.0);
+            let share = before.and_then(|before| u64::try_from(scaled(before)).ok()).unwrap_or(ram.0);
+            let budget = by_system.map_or(Bytes(share.min(ram.0)), |card| card.may_take(ram));
+            *device = limited(device, Bytes(budget.0 / MIB * MIB));
+        }
+        let sizes = machine.devices.iter().map(|device| format!("{}M", device.total.0 / MIB));
+        flags.extend(["--budget".into(), sizes.collect::<Vec<_>>().join(",")]);
+    }
+    (machine, flags)
+}
+
 /// GB of main memory that a computer like this can be bought with, the least first.
-fn sizes(machine: &Machine) -> Vec<u32> {
+pub(super) fn sizes(machine: &Machine) -> Vec<u32> {
     let card = machine.devices.iter().filter(|device| device.integrated).find_map(Device::card);
     card.map(Card::computers).filter(|sizes| !sizes.is_empty()).unwrap_or(&SIZES).to_vec()
 }

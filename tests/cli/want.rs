@@ -108,8 +108,8 @@ fn what_is_offered_can_be_had_and_asked_for() {
     assert_eq!(code, 1);
     for (what, expected) in [
         ("card", "part of their computer"),
-        ("memory_speed", "the graphics' own too"),
-        ("main_memory", "its computer is sold with"),
+        ("memory_speed", "the graphics use it too"),
+        ("main_memory", "such computers are sold with"),
     ] {
         assert!(wanted[what]["reason"].as_str().unwrap().contains(expected), "{}", wanted[what]);
     }

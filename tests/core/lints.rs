@@ -321,6 +321,13 @@ static CASES: &[Case] = &[
         "llama-server -c 49152 -np 1 -ncmoe 24",
         "llama-server -c 4096 -np 1 -ncmoe 24 -lm none",
     ),
+    (
+        "experts-moved-within-memory",
+        &QWEN,
+        "MTL0=24G 48",
+        "llama-server -c 4096 -np 1 -ncmoe 24 -lm none",
+        "llama-server -c 4096 -np 1",
+    ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
     (
@@ -671,6 +678,14 @@ fn what_metal_holds_is_main_memory() {
     let needed = Bytes(together) + short.host_needs.least();
     assert_eq!(short.shortfall, [("Host".to_string(), Bytes(needed.0 - 16 * GIB))].into());
     assert_eq!(machine("MTL0=12G 16").host.isa, Isa::ArmNeon);
+    // What the host's rows have is what the device leaves of main memory; another card takes none of it.
+    let all = enough.budget["Host"] + enough.shared_memory.unwrap() + enough.host_needs.least();
+    assert_eq!((all, card.shared_memory), (Bytes(32 * GIB), None));
+    // The device and main memory are short of the same bytes: they are told once, with advice that frees some.
+    let both = check(&QWEN, "MTL0=12G 16", "llama-server -c 4096 -np 1 -ngl 99", Target::default());
+    assert_eq!(both.shortfall.keys().collect::<Vec<_>>(), ["Host"]);
+    let codes: Vec<&str> = both.lints.iter().map(|lint| &*lint.code).collect();
+    assert!(codes.contains(&"shared-memory") && !codes.contains(&"mapped-beyond-ram"), "{codes:?}");
 }
 
 #[test]

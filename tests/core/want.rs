@@ -2,7 +2,7 @@
 
 use moeplan::ask::together::together;
 use moeplan::bytes::{Bytes, GIB, MIB};
-use moeplan::machine::{Device, Machine};
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Candidate, Levers, Strategy};
 use moeplan::plan::want::{Answer, Change, Quantity, Want, Wanted, upgrades, want};
@@ -48,7 +48,9 @@ fn same_when_asked_directly<'a>(
 ) -> usize {
     let mut count = 0;
     for Answer { machine, point, flags } in answers {
-        let direct = plan::plan(model, "m.gguf", machine, request).unwrap();
+        let is_for_speed = flags.iter().any(|flag| flag == "--objective");
+        let objective = if is_for_speed { plan::Objective::Tg } else { request.objective };
+        let direct = plan::plan(model, "m.gguf", machine, &Request { objective, ..request.clone() }).unwrap();
         assert_eq!((direct.speed, direct.turn_seconds), (point.speed.clone(), point.turn_seconds), "{flags:?}");
         assert_eq!((direct.args, direct.check.shortfall), (point.args.clone(), point.shortfall.clone()), "{flags:?}");
         count += 1;
@@ -105,7 +107,7 @@ fn the_least_of_each_is_what_trying_all_finds() {
         machine
     };
     assert_eq!(held_to_all(&wanted.main_memory, GIB, 12, &more), None);
-    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("No amount of main memory is enough: with "));
+    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("More main memory alone does not reach it: with "));
     let cards = &wanted.card.answers;
     assert!(
         cards.len() == 3
@@ -119,9 +121,68 @@ fn the_least_of_each_is_what_trying_all_finds() {
                 .parse::<u32>()
                 .unwrap())
     );
-    let request = Request { objective: wanted.objective, ..asked() };
     let answers = wanted.changes().into_iter().flat_map(|change| &change.answers);
-    assert!(same_when_asked_directly(&model, &request, answers.chain([&wanted.now])) >= 5);
+    assert!(same_when_asked_directly(&model, &asked(), answers.chain([&wanted.now])) >= 5);
+    // What the usual plan reaches is not paid for with slower prompts.
+    let easy = want(&model, "m.gguf", &machine, &asked(), (&[tg(speed(&machine) * 0.5)], None)).unwrap();
+    assert!(easy.reached && easy.now.flags.is_empty(), "{:?}", easy.now.flags);
+}
+
+#[test]
+fn only_what_the_machine_takes_is_offered() {
+    let model = small("mixtral-8x7b");
+    let mut machine = one_card(2600);
+    machine.host.processor = Some("Ryzen 5900X".into());
+    let speed = |machine: &Machine| plan::solve(&model, machine, &asked()).unwrap().estimate.speed.tg;
+    let mut ddr4 = machine.clone();
+    ddr4.host.set_memory(table::memory(42.656));
+    let value = f64::midpoint(speed(&machine).min(speed(&ddr4)), {
+        ddr4.host.set_memory(table::memory(51.2));
+        speed(&ddr4)
+    });
+    let slow =
+        Machine { host: Host { processor: machine.host.processor.clone(), ..ddr4.host.clone() }, ..machine.clone() };
+    let wanted = want(&model, "m.gguf", &slow, &asked(), (&[tg(value)], None)).unwrap();
+    let labels = wanted.memory_speed.answers.iter().map(|answer| &answer.point.label);
+    assert!(labels.clone().count() == 1 && labels.clone().all(|label| label.contains("ddr4-3200x2")), "{wanted:?}");
+    let never = want(&model, "m.gguf", &slow, &asked(), (&[tg(1e6)], None)).unwrap();
+    assert!(never.memory_speed.reason.as_ref().is_some_and(|reason| reason.contains("Ryzen 5900X takes")));
+    let upgraded = upgrades(&model, &slow, &asked(), None).unwrap();
+    assert!(upgraded.iter().all(|answer| !answer.point.label.contains("ddr5")), "{upgraded:?}");
+    // A second card of the kind is enough for what one is not.
+    let two = Machine::new(
+        vec![machine.devices[0].clone(), machine.devices[0].next_of_its_kind(&machine).unwrap()],
+        machine.host.clone(),
+    )
+    .unwrap();
+    let between = f64::midpoint(speed(&machine), speed(&two));
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(between)], None)).unwrap();
+    let more = &wanted.more_cards.answers[0];
+    assert!(!wanted.reached && more.machine.devices.len() == 2, "{more:?}");
+    assert_eq!(same_when_asked_directly(&model, &asked(), [more]), 1);
+}
+
+/// Where graphics use main memory, what would make a plan fit is a size that is sold, and its figures are that machine's own.
+#[test]
+fn more_unified_memory_is_offered_as_it_is_sold() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    let of = |gib: u64| {
+        let ram = Bytes(gib * GIB);
+        let devices = Device::of_cards(&["M3 Pro".into()], None, Some(ram)).unwrap();
+        Machine::new(devices, Host { ram: Some(ram), ..Host::default() }).unwrap()
+    };
+    let found = plan::brief(&model, "m.gguf", &of(18), &asked()).unwrap();
+    let fixes: Vec<&str> = found.why.fixes.iter().map(|fix| &*fix.what).collect();
+    assert!(!found.check.fits() && fixes == ["--ram 36G --budget 27648M"], "{fixes:?}");
+    let direct = plan::solve(&model, &of(36), &asked()).unwrap();
+    assert_eq!(found.why.fixes[0].turn_seconds, direct.estimate.turn_seconds);
+    assert_eq!(found.check.shortfall.keys().collect::<Vec<_>>(), ["Host"]);
+    // The computer is not sold with more, and smaller parts of what is there save nothing.
+    let wanted = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1e6)], None)).unwrap();
+    assert!(wanted.changes().iter().all(|change| change.answers.is_empty()), "{wanted:?}");
+    let reached = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1.0)], None)).unwrap();
+    assert!(reached.reached && reached.budget.answers.is_empty(), "{reached:?}");
+    assert_eq!(upgrades(&model, &of(36), &asked(), None).unwrap(), []);
 }
 
 #[test]
@@ -241,4 +302,78 @@ fn no_coarse_split_is_better_than_the_shares() {
         let ram: u64 = found.members.iter().map(|of| of.plan.machine.host.ram.unwrap().0).sum();
         assert!(ram <= machine.host.ram.unwrap().0);
     }
+}
+
+/// Nothing is left unused by one model that another lacks: neither experts on the host beside memory that has room for them, nor a short
+/// context.
+#[test]
+fn what_shares_leave_over_goes_to_experts_and_to_contexts() {
+    let (a, b) = (small("qwen3-30b-a3b"), small("gpt-oss-120b"));
+    let machine = |words: &str, ram: u64| {
+        let host = Host { ram: Some(Bytes(ram * MIB)), cores: Some(8), ..Host::default() };
+        Machine::new(vec![Device::parse(words).unwrap()], host).unwrap()
+    };
+    let metal = machine("MTL0=11700M", 24576);
+    let apu = machine("Vulkan0=12000M,shared", 24576);
+    let roomy = machine("Vulkan0=14000M,shared", 26624);
+    let card = machine("CUDA0=12000M", 32768);
+    for (machine, context) in [
+        (&metal, ContextChoice::Auto),
+        (&metal, ContextChoice::Max),
+        (&apu, ContextChoice::Max),
+        (&roomy, ContextChoice::Fixed(16384)),
+        (&card, ContextChoice::Auto),
+        (&card, ContextChoice::Max),
+    ] {
+        let request = Request { context, ..asked() };
+        let models = [a.clone(), b.clone()].map(|model| (model, "m.gguf".to_string(), request.clone()));
+        let found = together(&models, machine, &[], None).unwrap();
+        assert!(found.fits, "{machine:?} {context:?}");
+        let plans = || found.members.iter().map(|member| &member.plan);
+        let row = |plan: &plan::Plan| plan.check.memory.get(&machine.devices[0].name).and_then(|row| row.total);
+        let left = machine.devices[0].total.saturating_sub(plans().filter_map(row).sum());
+        let ram: Bytes = plans().map(|plan| plan.machine.host.ram.unwrap()).sum();
+        assert!(ram <= machine.host.ram.unwrap(), "{ram}");
+        let contexts: Vec<u32> = plans().map(|plan| plan.check.run.n_ctx).collect();
+        // One block has at most 1.6 GiB of experts; its single tensors a third.
+        let has_experts_on_host = plans().any(|plan| plan.placement.routed_expert_bytes_on_host > Bytes(0));
+        assert!(!has_experts_on_host || left < Bytes(1200 * MIB), "{machine:?} {context:?} {contexts:?} {left}");
+        let may_have = !matches!(context, ContextChoice::Fixed(_));
+        assert!(!has_experts_on_host || may_have, "{machine:?} {context:?} {contexts:?} {left}");
+        let own = |at: usize| [&a, &b][at].hparams.context_length;
+        let shortest = (0..2).filter(|at| contexts[*at] < own(*at)).map(|at| contexts[at]).min();
+        if matches!(context, ContextChoice::Fixed(_)) {
+            assert_eq!(contexts, [16384, 16384]);
+            continue;
+        }
+        let Some(shortest) = shortest else { continue };
+        let found_seconds: Vec<f64> = plans().map(|plan| plan.turn_seconds).collect();
+        // No coarse split of device and main memory has room for both with contexts a tenth longer.
+        let fits = |at: usize, device: u64, ram: u64| {
+            let mut part = part(machine, &[device]);
+            part.host.ram = Some(Bytes(ram * MIB));
+            let n_ctx = (shortest + shortest / 10).min(own(at));
+            let request =
+                Request { strategy: Strategy::AllOnDevice, context: ContextChoice::Fixed(n_ctx), ..request.clone() };
+            let found = plan::solve([&a, &b][at], &part, &request).unwrap();
+            found.fits() && found.estimate.turn_seconds <= found_seconds[at] * 1.0001
+        };
+        let (device, ram) = (machine.devices[0].total.0 / MIB, machine.host.ram.unwrap().0 / MIB);
+        for (i, j) in (1..32).flat_map(|i| (1..8).map(move |j| (i, j))) {
+            let (first, second) = (device * i / 32, ram * j / 8);
+            let both = fits(0, first, second) && fits(1, device - first, ram - second);
+            assert!(!both, "{machine:?} {context:?}: {contexts:?}, and {i}/32 and {j}/8 have room for more");
+        }
+    }
+}
+
+/// `-c max` of one model whose mapped file would be held twice: the context is as long as the device has room for.
+#[test]
+fn the_longest_context_is_not_cut_by_moving_experts_where_that_frees_nothing() {
+    let model = small("qwen3-30b-a3b");
+    let host = Host { ram: Some(Bytes(6 * GIB)), cores: Some(8), ..Host::default() };
+    let machine = Machine::new(vec![Device::parse("MTL0=4G").unwrap()], host).unwrap();
+    let at = |context| plan::solve(&model, &machine, &Request { context, ..asked() }).unwrap();
+    let longest = at(ContextChoice::Max).run.n_ctx;
+    assert!(at(ContextChoice::Fixed(longest)).fits() && longest >= at(ContextChoice::Auto).run.n_ctx, "{longest}");
 }

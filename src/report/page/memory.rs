@@ -94,9 +94,14 @@ pub fn main_memory(check: &Checkup) -> Option<Block> {
     let [ram, left] =
         [check.main_memory, check.budget.get(HOST).copied()].map(|bytes| bytes.map_or("not known".into(), size));
     let cache = needs.prompt_cache.map_or("no limit".into(), size);
-    let row = [ram, size(needs.process), size(needs.logits), size(needs.checkpoints), size(needs.reserve), left, cache];
-    let columns = ">main memory|>program|>logits|>checkpoints, at most|>system|>left for Host|>prompt cache, at most";
-    Block::table("Main memory", Table::rows_of(columns, [row]))
+    let taken = [ram, size(needs.process), size(needs.logits), size(needs.checkpoints), size(needs.reserve)];
+    let shared = check.shared_memory.map(size);
+    let columns = ["main memory", "program", "logits", "checkpoints, at most", "system"].into_iter();
+    let columns = columns.chain(shared.is_some().then_some("devices without their own"));
+    let columns: Vec<String> =
+        columns.chain(["left for Host", "prompt cache, at most"]).map(|name| format!(">{name}")).collect();
+    let row: Vec<String> = taken.into_iter().chain(shared).chain([left, cache]).collect();
+    Block::table("Main memory", Table::rows_of(&columns.join("|"), [row]))
 }
 
 fn table(names_sides: bool) -> Table {

@@ -13,7 +13,7 @@ use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
 use crate::memory::{Basis, HOST, What};
 use crate::number::{fixed, rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
-use crate::plan::{Beside, Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Variant};
+use crate::plan::{Beside, Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Turn, Variant};
 use crate::report::chart::Tone;
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
@@ -76,7 +76,8 @@ impl Document for Plan {
         page.push(self.verdict());
         page.push(lints(check, |severity| severity == Severity::Error));
         page.push(Block::KeyFigures(self.figures()));
-        page.push(Block::Command(String::new(), self.command.clone()));
+        let label = if check.fits() { "" } else { "The launch that is least short, which does not fit" };
+        page.push(Block::Command(label.into(), self.command.clone()));
         page.push(by_device(check, self.margin));
         show_main_memory(check, &mut page);
         page.push(parts(check));
@@ -291,7 +292,12 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
 
 /// `CUDA0 by 1.00 GiB`.
 pub(super) fn short(shortfall: &BTreeMap<String, Bytes>) -> String {
-    shortfall.iter().map(|(key, bytes)| format!("{key} by {bytes}")).collect::<Vec<_>>().join(", ")
+    shortfall.iter().map(|(key, bytes)| format!("{} by {bytes}", memory_of(key))).collect::<Vec<_>>().join(", ")
+}
+
+/// What a key of a shortfall is: `Host` is the memory of the whole computer, not the row of that name.
+fn memory_of(key: &str) -> &str {
+    if key == HOST { "main memory" } else { key }
 }
 
 fn speeds(speed: &Speed) -> [KeyFigure; 2] {
@@ -399,8 +405,9 @@ impl Plan {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
         match (host_only, self.strategy) {
             (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
-            (true, _) if self.machine.is_unified() => {
-                "Graphics and processor share main memory, so moving experts frees nothing: take a smaller file, or a smaller -c or -ub"
+            _ if host_only && self.machine.is_unified() => {
+                "Graphics and processor share main memory, so moving experts frees nothing: take a smaller file (--as Q3_K_M,Q2_K compares \
+                 quantizations), or a smaller -c or -ub"
             }
             (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
             (false, Strategy::AllOnDevice | Strategy::Rules) => {
@@ -476,7 +483,10 @@ impl Plan {
         Table::rows_of(">context|fits|>blocks on host|>pp|>tg|>turn|>", rows)
     }
 
-    fn tables(&self) -> impl Iterator<Item = Block> {
+    fn tables(&self) -> Vec<Block> {
+        let Turn { prompt, generate, depth } = self.turn;
+        let (prompt, generate) = (thousands(prompt.into()), thousands(generate.into()));
+        let contexts = format!("Contexts (-c N), all for a turn of {prompt} + {generate} tokens{}", at_depth(depth));
         let terms = self.why.explain.iter().map(|of| {
             let frees = if of.saves == Bytes(0) { String::new() } else { of.saves.to_string() };
             row![of.term, size(of.bytes), of.fix, frees, of.costs]
@@ -491,16 +501,17 @@ impl Plan {
         let tables = [
             ("Where the memory goes", Table::rows_of("term|>bytes|fix|>frees|costs", terms)),
             ("Where the time goes", Table::rows_of("phase|time goes to|>seconds", times)),
-            ("Contexts (-c N)", self.ladder()),
+            (contexts.as_str(), self.ladder()),
             ("Alternatives", launches(self.others())),
             ("What would make it fit", launches(&self.why.fixes)),
         ];
-        tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table))
+        let tables = tables.into_iter().filter_map(|(caption, table)| Block::table(caption, table));
+        tables.collect::<Vec<_>>()
     }
 }
 
 pub(super) fn fits<'a>(fits: bool, shortfall: impl IntoIterator<Item = (&'a String, &'a Bytes)>) -> String {
-    let short = |(name, over): (&String, &Bytes)| format!("{name} over by {over}");
+    let short = |(name, over): (&String, &Bytes)| format!("{} over by {over}", memory_of(name));
     if fits { "yes".into() } else { shortfall.into_iter().map(short).collect::<Vec<_>>().join(", ") }
 }
 

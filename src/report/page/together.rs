@@ -1,8 +1,9 @@
 //! Several models on one machine: what each gets, how fast it then is, and the files that start them.
 
-use super::plan::{budgets, fits, name};
+use super::plan::{budgets, fits, name, warnings};
 use super::{Block, Document, Page, Verdict};
 use crate::ask::together::Together;
+use crate::inspection::Warning;
 use crate::number::{rate, seconds, thousands};
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
@@ -41,6 +42,13 @@ impl Document for Together {
             "Speeds are of one model at a time. --emit llama-swap or --emit ini prints a file that keeps them all loaded."
                 .to_string(),
         ));
+        // All other warnings are each plan's own.
+        let short = self.members.iter().flat_map(|member| {
+            let warnings = member.plan.warnings.iter().filter(|warning| warning.code == "turn-beyond-context");
+            warnings
+                .map(|warning| Warning { message: format!("{}: {}", member.name, warning.message), ..warning.clone() })
+        });
+        page.push(warnings(&short.collect::<Vec<_>>()));
         let file = |label: &str, text: &Option<String>| Some(Block::Output(label.to_string(), text.clone()?));
         page.detail(file("llama-swap's configuration", &self.llama_swap));
         page.detail(file("models.ini of llama-server's router", &self.ini));

@@ -27,7 +27,8 @@ impl Document for Wanted {
         let found = self.changes().into_iter().flat_map(|change| &change.answers);
         let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
         let rows: Vec<_> = rows.collect();
-        page.push(answers("Smallest changes that reach it", "change", &rows));
+        let caption = if rows.len() > 1 { "Smallest changes that reach it" } else { "As it is" };
+        page.push(answers(caption, "change", &rows));
         let reasons = self.changes().into_iter().filter_map(|change| change.reason.as_ref());
         page.push(reasons.map(|reason| Block::Prose(format!("{reason}."))));
         page.push(Block::Prose(format!("Speeds are predicted ({}).", self.now.point.speed.basis)));
