@@ -141,21 +141,24 @@ fn an_expert_cache_speeds_generation_and_says_what_it_assumes() {
     assert!(large.basis.contains("hit rate assumed") && large.uncertainty >= 0.5);
 }
 
-/// Published figures (data sheets of benchmarks, see docs/speed.md) against the table: within what it says of itself.
+/// Published figures of Qwen3-30B-A3B with everything on the card, and the H100's own, against the table: within what it says of itself.
+/// The prompts of the RTX 5090 (12,241) are left out: nobody says of which micro-batch.
 #[test]
 fn published_figures_are_within_the_tables_word() {
     let rows = [
-        ("NVIDIA GeForce RTX 5090", ("qwen3-30b-a3b", 12241.0, 377.0)),
-        ("AMD Radeon PRO W7800", ("qwen3-30b-a3b", 2797.0, 122.0)),
-        ("NVIDIA H100 80GB HBM3", ("qwen3-30b-a3b", 10459.0, 283.0)),
+        ("NVIDIA GeForce RTX 5090", Phase::Generate, 377.0),
+        ("AMD Radeon PRO W7800", Phase::Prompt, 2797.0),
+        ("AMD Radeon PRO W7800", Phase::Generate, 122.0),
+        ("NVIDIA H100 80GB HBM3", Phase::Prompt, 6693.0),
+        ("NVIDIA H100 80GB HBM3", Phase::Generate, 283.0),
     ];
-    for (card, (name, pp, tg)) in rows {
+    let model = model("qwen3-30b-a3b");
+    for (card, phase, published) in rows {
         let turn = Turn { prompt: 2048, generate: 128, depth: 0 };
-        let predicted = estimate(&model(name), &machine(card), &hosted(0), turn).speed;
-        for (phase, found, published) in [("pp", predicted.pp, pp), ("tg", predicted.tg, tg)] {
-            let error = found / published - 1.0;
-            assert!(error.abs() <= predicted.uncertainty, "{card} {phase}: {found:.0} for {published}");
-        }
+        let predicted = estimate(&model, &machine(card), &hosted(0), turn).speed;
+        let (found, _) = predicted.of(phase);
+        let error = found / published - 1.0;
+        assert!(error.abs() <= predicted.uncertainty, "{card} {phase:?}: {found:.0} for {published}");
     }
 }
 

@@ -97,7 +97,7 @@ pub fn write(
         routed.filter_map(|tensor| tensor.shape.get(2)).max().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
     let used = synthesis.files[0].metadata.iter().find_map(|(key, value)| match value {
         Scalar::U32(used) if key.ends_with(".expert_used_count") && n_expert > 0 => {
-            Some(f64::from(*used) / n_expert as f64)
+            Some(f64::from(*used) / f64::from(u32::try_from(n_expert).unwrap_or(u32::MAX)))
         }
         _ => None,
     });

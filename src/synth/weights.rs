@@ -406,6 +406,7 @@ mod tests {
     /// Of 800 states of unit size, as a norm makes them: the hits of least-recently-used caches of an eighth and a quarter of the experts,
     /// and the share of the experts that 512 of the states use.
     #[test]
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
     fn skewed_routers_use_experts_as_unevenly_as_documented() {
         const WIDTH: usize = 256;
         for (n_expert, used, expected) in

@@ -175,7 +175,7 @@ fn more_unified_memory_is_offered_as_it_is_sold() {
     let fixes: Vec<&str> = found.why.fixes.iter().map(|fix| &*fix.what).collect();
     assert!(!found.check.fits() && fixes == ["--ram 36G --budget 27648M"], "{fixes:?}");
     let direct = plan::solve(&model, &of(36), &asked()).unwrap();
-    assert_eq!(found.why.fixes[0].turn_seconds, direct.estimate.turn_seconds);
+    assert!(found.why.fixes[0].turn_seconds.total_cmp(&direct.estimate.turn_seconds).is_eq());
     assert_eq!(found.check.shortfall.keys().collect::<Vec<_>>(), ["Host"]);
     // The computer is not sold with more, and smaller parts of what is there save nothing.
     let wanted = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1e6)], None)).unwrap();
