@@ -205,6 +205,22 @@ fn the_machine_file_of_the_h100_predicts_its_rows() {
     }
 }
 
+/// The whole of a model on one H200 and on two, by the prices that another H200 told with two small models.
+#[test]
+fn a_model_larger_than_the_probes_is_predicted() {
+    let rows = samples::rows(include_str!("../../testdata/measured/h200-full.jsonl")).unwrap();
+    let mut machine: Machine = serde_json::from_str(include_str!("../../testdata/machines/h200-live.json")).unwrap();
+    let second = Device { name: "CUDA1".into(), buffer: "CUDA1".into(), ..machine.devices[0].clone() };
+    machine.devices.push(second);
+    let prices = Prices::of(&machine, &[0, 1]);
+    let model = model("qwen3-30b-a3b");
+    let samples: Vec<fit::Sample> = rows.iter().map(|row| row.sample(&model, &machine).unwrap()).collect();
+    for (phase, median) in [(Phase::Prompt, 0.15), (Phase::Generate, 0.2)] {
+        let errors = errors(&prices, &samples, phase);
+        assert!(errors[errors.len() / 2] < median && errors[errors.len() - 1] < 0.3, "{phase:?}: {errors:.2?}");
+    }
+}
+
 /// How far off the predictions of a phase are, the smallest first.
 fn errors(prices: &Prices, samples: &[fit::Sample], phase: Phase) -> Vec<f64> {
     let of_phase = samples.iter().filter(|sample| sample.phase == phase);

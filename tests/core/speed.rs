@@ -30,24 +30,25 @@ fn text<'v>(row: &'v Value, key: &str) -> &'v str {
     row[key].as_str().unwrap_or_default()
 }
 
-/// MiB of the virtual card that a row was measured on.
-fn vram_mib(row: &Value) -> u64 {
-    row["vram_mib"].as_u64().unwrap_or_default()
+/// The virtual cards that a row was measured on, as `--vram` has them.
+fn vram(row: &Value) -> String {
+    let cards = row["vram_mib"].as_array().map_or_else(|| vec![&row["vram_mib"]], |cards| cards.iter().collect());
+    cards.into_iter().map(|mib| format!("{mib}M")).collect::<Vec<_>>().join(",")
 }
 
 /// The words that plan exactly the launch that was measured: its flags, and llama.cpp's defaults where it names none.
-fn words(argv: &[&str], vram_mib: u64) -> Vec<String> {
+fn words(argv: &[&str], vram: &str) -> Vec<String> {
     let mut words: Vec<String> =
         ["--margin", "0", "--strategy", "rules", "--prompt", "2048", "--generate", "64", "--json", "--vram"]
             .map(String::from)
             .to_vec();
-    words.push(format!("{vram_mib}M"));
+    words.push(vram.to_string());
     for (flag, default) in [("-ub", "512"), ("-lm", "mmap")] {
         if !argv.contains(&flag) {
             words.extend([flag.to_string(), default.to_string()]);
         }
     }
-    let kept = argv.iter().filter(|word| !matches!(**word, "-dev" | "CUDA0" | "-fit" | "off"));
+    let kept = argv.iter().filter(|word| !matches!(**word, "-dev" | "CUDA0" | "CUDA0,CUDA1" | "-fit" | "off"));
     words.extend(kept.map(ToString::to_string));
     words
 }
@@ -55,37 +56,39 @@ fn words(argv: &[&str], vram_mib: u64) -> Vec<String> {
 #[test]
 fn launches_of_an_h100_are_predicted() {
     let models = [("gpt-oss-20b", "F16", "gpt-oss-20b"), ("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b")];
-    launches_are_predicted("h100-compare.jsonl", &models, &["h100.json", "h100-live.json"], 12, [0.12, 0.13]);
+    launches_are_predicted("h100-compare.jsonl", &models, (1, &["h100.json", "h100-live.json"]), 12, [0.12, 0.13]);
 }
 
 #[test]
 fn models_that_no_calibration_saw_are_predicted() {
-    let models = [
-        ("deepseek-v2-lite", "Q4_K_M", "deepseek-v2-lite"),
-        ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M"),
-    ];
-    launches_are_predicted("h200-compare.jsonl", &models, &["h200-live.json"], 7, [0.1, 0.1]);
+    let models = [("deepseek-v2-lite", "Q4_K_M", "deepseek-v2-lite"), ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M")];
+    launches_are_predicted("h200-compare.jsonl", &models, (1, &["h200-live.json"]), 7, [0.1, 0.1]);
+}
+
+#[test]
+fn launches_on_two_cards_are_predicted() {
+    let models = [("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b.Q4_K_M"), ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M")];
+    launches_are_predicted("h200-compare.jsonl", &models, (2, &["h200-two.json"]), 6, [0.18, 0.1]);
 }
 
 /// Holds the medians of the errors of pp and tg over at least so many launches; `models` are a name, a recipe and a file's stem.
 fn launches_are_predicted(
     measured: &str,
     models: &[(&str, &str, &str)],
-    machines: &[&str],
+    (cards, machines): (usize, &[&str]),
     least: usize,
     bounds: [f64; 2],
 ) {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let rows = std::fs::read_to_string(data.join("measured").join(measured)).expect("measured rows");
     let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).expect("a row"));
-    // Of one card: there is no machine file of two.
-    let rows: Vec<Value> = rows.filter(|row| row["vram_mib"].is_u64()).collect();
+    let rows: Vec<Value> = rows.filter(|row| vram(row).matches(',').count() + 1 == cards).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let mut launches = BTreeMap::new();
     for row in rows.iter().filter(|row| text(row, "kind") == "loaded") {
         let argv: Vec<&str> = row["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !argv.contains(&"-fitt") {
-            launches.insert((text(row, "model"), vram_mib(row), text(row, "config")), argv);
+            launches.insert((text(row, "model"), vram(row), text(row, "config")), argv);
         }
     }
     for (model, recipe, stem) in models {
@@ -99,7 +102,7 @@ fn launches_are_predicted(
                 let same = |row: &&Value| {
                     text(row, "kind") == "sample"
                         && text(row, "model") == *model
-                        && vram_mib(row) == *vram
+                        && vram(row) == *vram
                         && text(row, "config") == *config
                         && row["depth"].as_u64() == Some(depth)
                 };
@@ -111,7 +114,7 @@ fn launches_are_predicted(
                 let mut asked =
                     vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
                 asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
-                asked.extend(words(argv, *vram));
+                asked.extend(words(argv, vram));
                 let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
                 let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a plan");
                 let mut cells = Vec::new();
@@ -122,7 +125,7 @@ fn launches_are_predicted(
                     cells
                         .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
                 }
-                println!("| {machine} | {model} | {vram} MiB | {config} | {depth} | {} | {} |", cells[0], cells[1]);
+                println!("| {machine} | {model} | {vram} | {config} | {depth} | {} | {} |", cells[0], cells[1]);
             }
         }
         for ((key, errors), bound) in errors.into_iter().zip(bounds) {
