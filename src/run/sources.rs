@@ -75,12 +75,14 @@ pub fn of_text(kind: Kind, text: &str, files: Files<'_>) -> Result<Vec<Held>, Er
 /// Every command that a command stands for: one, or those of a file that it reads.
 pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error> {
     // A server of several models: `llama-server --models-preset FILE`, `llama-swap --config FILE`, `docker compose -f FILE up`.
-    let after = |names: &[&str]| {
-        words.iter().enumerate().find_map(|(at, word)| match word.split_once('=') {
+    let all_after = |names: &[&str]| -> Vec<String> {
+        let value = |(at, word): (usize, &String)| match word.split_once('=') {
             Some((name, value)) if names.contains(&name) => Some(value.to_string()),
             _ => words.get(at.saturating_add(1)).filter(|_| names.contains(&word.as_str())).cloned(),
-        })
+        };
+        words.iter().enumerate().filter_map(value).collect()
     };
+    let after = |names: &[&str]| all_after(names).into_iter().next();
     let is = |name: &str| words.iter().any(|word| held::file_name(word) == name);
     let read = |name: &str| files(name).ok_or_else(|| Error::NoFile(name.to_string()));
     if is("llama-swap") {
@@ -100,6 +102,7 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
         let project = Project {
             folder: folder.unwrap_or_default(),
             started: started.filter(|word| !word.starts_with('-')).cloned().collect(),
+            profiles: Some(all_after(&["--profile"])),
         };
         let found = compose(&yaml(&read(&name)?)?, files, &project)?;
         return if found.is_empty() { Err(Error::NoCommand) } else { Ok(found) };
@@ -277,8 +280,12 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
     Ok(held.collect())
 }
 
+/// A YAML text, with what `<<: *anchor` brings in its place.
 fn yaml(text: &str) -> Result<Value, Error> {
-    serde_yaml::from_str(text).map_err(|error| Error::Unread(error.to_string()))
+    let unread = |error: serde_yaml::Error| Error::Unread(error.to_string());
+    let mut value: Value = serde_yaml::from_str(text).map_err(unread)?;
+    value.apply_merge().map_err(unread)?;
+    Ok(value)
 }
 
 fn text_of(value: &Value) -> Option<String> {
@@ -342,6 +349,8 @@ struct Project {
     folder: String,
     /// The words after its command, among them the services that are started; all are where none is named.
     started: Vec<String>,
+    /// The profiles that are asked for, without which a service of a profile is started by name only; `None`: the file is read alone.
+    profiles: Option<Vec<String>>,
 }
 
 impl Project {
@@ -356,7 +365,14 @@ impl Project {
         let mut named: Vec<String> =
             self.started.iter().filter(|word| all.iter().any(|(name, _)| name == *word)).cloned().collect();
         if named.is_empty() {
-            return all;
+            let is_started = |service: &Value| {
+                let (Some(of), Some(asked)) = (service.get("profiles").and_then(Value::as_sequence), &self.profiles)
+                else {
+                    return true;
+                };
+                of.is_empty() || of.iter().filter_map(text_of).any(|profile| asked.contains(&profile))
+            };
+            return all.into_iter().filter(|(_, service)| is_started(service)).collect();
         }
         let mut at = 0;
         while let Some((_, service)) = named.get(at).and_then(|name| all.iter().find(|(known, _)| known == name)) {
@@ -691,7 +707,9 @@ mod tests {
     /// What `plan --emit env` writes reads as the shell and Compose read it; paths begin at the project's folder; names pick services.
     #[test]
     fn a_compose_file_is_read_as_compose_reads_it() {
-        let compose = r#"services:
+        let compose = r#"x-c: &c {image: "llama:server", command: -m /z.gguf}
+services:
+  d: {<<: *c, profiles: [batch]}
   a:
     image: llama:server
     volumes: ["./models:/models", "cache:/root"]
@@ -700,7 +718,7 @@ mod tests {
     command: -m /models/x.gguf
     depends_on: {b: {condition: service_healthy}}
   b: {image: "llama:server", command: "-m ${DIR}/y.gguf"}
-  c: {image: "llama:server", command: -m /z.gguf}
+  c: {<<: *c}
 "#;
         let files = |name: &str| {
             match name {
@@ -716,9 +734,14 @@ mod tests {
         };
         let a = r#"A='"b"' LLAMA_ARG_CTX_SIZE=512 LLAMA_ARG_OVERRIDE_TENSOR='a\.(b|c)$=CPU' llama-server -m at/./models/x.gguf"#;
         let (b, c) = ("llama-server -m /d/y.gguf", "llama-server -m /z.gguf");
-        for (words, expected) in
-            [("up -d", vec![a, b, c]), ("up -d c", vec![c]), ("up a", vec![a, b]), ("config", vec![a, b, c])]
-        {
+        for (words, expected) in [
+            ("up -d", vec![a, b, c]),
+            ("up -d c", vec![c]),
+            ("up a", vec![a, b]),
+            ("config", vec![a, b, c]),
+            ("up d", vec![c]),
+            ("--profile other --profile=batch up", vec![c, a, b, c]),
+        ] {
             let line = format!("docker compose -f at/compose.yaml {words}");
             let found = of_command(&shlex::split(&line).unwrap(), &files).unwrap();
             let found: Vec<String> = found.iter().map(shown).collect();

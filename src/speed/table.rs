@@ -43,7 +43,7 @@ fn is_software(device: &Device) -> bool {
 
 /// What llama.cpp gets out of data-sheet figures.
 ///
-/// Of the bandwidth, caches get a share of 0.4; weights get 0.9 of it where it is small, and the less the wider memory is, since the
+/// Of the bandwidth, caches get a share of 0.4; weights get 0.97 of it where it is small, and the less the wider memory is, since the
 /// matrices of one token do not fill it: as far as published decode speeds of MoE models and two H100 tell. Of the slot's rate
 /// copies from pinned memory 0.85, and from mapped files 0.8, which one core of the host copies through a buffer: 30 GB/s at most.
 /// Attention uses whole tiles, three times the rate of products by expert on an H100 and twice elsewhere as far as is known. Waits:
@@ -53,7 +53,7 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
     let products = if backend == Backend::Vulkan { 0.8 * figures.products } else { figures.products };
     let unified = backend == Backend::Metal;
     DeviceRates {
-        weights: figures.bandwidth * 0.9 / (1.0 + figures.bandwidth / FILLED),
+        weights: figures.bandwidth * 0.97 / (1.0 + figures.bandwidth / FILLED),
         products: WIDE * products,
         attention: 2.0 * products,
         cache: figures.bandwidth * 0.4,
