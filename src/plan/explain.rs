@@ -188,7 +188,8 @@ impl Subject<'_> {
         let may_fit =
             |tokens: &u32| self.candidate.fits() || tokens.saturating_mul(request.slots()) <= self.candidate.run.n_ctx;
         let has_room = |tokens: &u32| *tokens >= request.turn.tokens();
-        usual.chain(own).filter(|tokens| has_room(tokens) && may_fit(tokens)).filter_map(planned).collect()
+        let asked = |tokens: &u32| !request.is_pinned() && has_room(tokens) && may_fit(tokens);
+        usual.chain(own).filter(asked).filter_map(planned).collect()
     }
 
     /// What the same request gives with one more wish; `None` where llama.cpp would refuse the launch. `words` ask for it; they say the
@@ -208,6 +209,9 @@ impl Subject<'_> {
     fn others(&self) -> Result<Vec<Alternative>, Error> {
         let Problem { model, machine, request, .. } = self.problem;
         let chosen = &self.candidate.run;
+        if request.is_pinned() {
+            return Ok(Vec::new());
+        }
         let mut found = Vec::new();
         let mut change = |words: String, note: &str, edit: &dyn Fn(&mut Request)| {
             found.extend(self.asked(&words, note, edit));

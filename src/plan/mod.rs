@@ -225,6 +225,12 @@ impl Hint for Error {
 }
 
 impl Request {
+    /// Whether nothing is left to the planner, as where rules that fill devices were carried out ([`rule_file::pinned`]): for another context
+    /// or micro-batch they would have to be carried out again.
+    fn is_pinned(&self) -> bool {
+        self.strategy == Strategy::Rules && self.levers == Levers::default()
+    }
+
     /// What `moeplan plan` asks without flags: the usual turn, every choice the planner's, and free on each device what was learned
     /// of `machine`.
     pub fn of(machine: &Machine) -> Self {

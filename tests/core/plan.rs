@@ -8,6 +8,7 @@ use moeplan::machine::cards::{CARDS, Card};
 use moeplan::machine::{Device, Host, Machine};
 use moeplan::memory::overhead;
 use moeplan::model::Model;
+use moeplan::plan::rule_file;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::sweep::{Sweep, sweep};
 use moeplan::plan::{self, ContextChoice, Plan, Request, Turn};
@@ -38,6 +39,20 @@ fn what_fits_whole_stays_whole() {
     assert!(plan.check.fits() && within_budgets(&plan));
     assert_eq!(plan.placement.routed_expert_bytes_on_host, Bytes(0));
     assert!(!plan.args.iter().any(|word| word == "-ot"), "{:?}", plan.args);
+}
+
+/// Rules that fill devices are carried out for one launch: with the overrides that they gave, another context is not what they would give.
+#[test]
+fn rules_that_fill_show_no_other_contexts() {
+    let (model, machine) = (model("qwen3-30b-a3b", &Wish::default()), machine(&[12 * GIB]));
+    let request = Request { context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
+    let without = plan::plan(&model, "model.gguf", &machine, &request).unwrap();
+    assert!(without.ladder.len() > 1);
+    let (name, text) = rule_file::BUILT_IN.into_iter().find(|(name, _)| *name == "last-blocks").unwrap();
+    let file = rule_file::parse(name, text).unwrap();
+    let (pinned, _) = rule_file::pinned(&file, &model, &machine, &request, without.check.run.clone()).unwrap();
+    let plan = plan::plan(&model, "model.gguf", &machine, &pinned).unwrap();
+    assert!(plan.check.fits() && plan.ladder.is_empty(), "{:?}", plan.ladder);
 }
 
 #[test]
