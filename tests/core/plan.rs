@@ -50,7 +50,8 @@ fn rules_that_fill_show_no_other_contexts() {
     assert!(without.ladder.len() > 1);
     let (name, text) = rule_file::BUILT_IN.into_iter().find(|(name, _)| *name == "last-blocks").unwrap();
     let file = rule_file::parse(name, text).unwrap();
-    let (pinned, _) = rule_file::pinned(&file, &model, &machine, &request, without.check.run.clone()).unwrap();
+    let chosen = plan::solve(&model, &machine, &request).unwrap().run;
+    let (pinned, _) = rule_file::pinned(&file, &model, &machine, &request, chosen).unwrap();
     let plan = plan::plan(&model, "model.gguf", &machine, &pinned).unwrap();
     assert!(plan.check.fits() && plan.ladder.is_empty(), "{:?}", plan.ladder);
 }
