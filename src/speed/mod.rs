@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::memory::Forecast;
 use crate::model::Model;
 use crate::placement::Placement;
-use crate::run::RunConfig;
+use crate::run::{Program, RunConfig};
 use prices::Prices;
 pub use work::{Cost, Work};
 
@@ -136,7 +136,9 @@ pub fn predict(case: &Case<'_>, turn: Turn) -> Estimate {
     let prompt = layout.prompt(tokens, turn.depth);
     let generated = turn.generate.max(1);
     let mut generation = layout.generation(generated, turn.depth.saturating_add(turn.prompt));
-    generation.sample(case.model.hparams.vocab_size, generated);
+    if case.run.program != Program::Bench {
+        generation.sample(case.model.hparams.vocab_size, generated);
+    }
     let pp = f64::from(tokens) / prices.seconds(&prompt);
     let tg = 1.0 / (prices.seconds(&generation) / f64::from(generated));
     let mut terms = Vec::new();
