@@ -25,6 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     let command = parse::command(&typed, &BTreeMap::new()).expect("a good command");
     if let Ok(checkup) = checkup::check(model, &machine, &command, Options::default()) {
         let model = plan::summary(model, "m.gguf");
-        shown(&Checked { checkup, model, command: words, name: None, variants: Vec::new(), projected: None, plan: None });
+        let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
+        shown(&Checked { checkup, model, command: words, name, variants, projected, mended, n_cpu_moe, plan });
     }
 });
