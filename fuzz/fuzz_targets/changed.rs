@@ -100,6 +100,7 @@ fuzz_target!(|bytes: &[u8]| {
     let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
     if let Ok(checkup) = checkup::check(&model, &machine(), &command, Options::default()) {
         let (model, command) = (plan::summary(&model, "m.gguf"), words.join(" "));
-        shown(&Checked { checkup, model, command, name: None, variants: Vec::new(), projected: None, plan: None });
+        let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
+        shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan });
     }
 });

@@ -535,7 +535,10 @@ fn float(n: u64) -> f64 {
 fn tiled(count: u32, used: u32, tokens: f64, tile: f64) -> f64 {
     let tile = tile.min((tokens / 8.0).ceil() * 8.0);
     let draws = f64::from(used) / f64::from(count) * tokens;
-    tile * (touched(count, used, tokens) + 1.0 / ((tile / draws).exp() - 1.0))
+    // As an `f32`: systems round the last digits of `exp` differently, and an answer is the same everywhere.
+    #[expect(clippy::cast_possible_truncation, reason = "at most infinity, of which nothing is left")]
+    let beyond = f64::from((tile / draws).exp() as f32);
+    tile * (touched(count, used, tokens) + 1.0 / (beyond - 1.0))
 }
 
 /// The share of `count` experts that at least one of `tokens` tokens uses, each token drawing `used` of them.
