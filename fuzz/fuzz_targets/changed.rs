@@ -1,20 +1,17 @@
 //! Headers that are whole but for some keys and tensors, of text models and of projectors: what is inspected, fitted and checked.
 #![no_main]
 
-use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::checkup::{self, Options};
 use moeplan::gguf::{Gguf, Header, Value};
 use moeplan::inspection::Inspection;
 use moeplan::machine::Backend;
 use moeplan::memory::projector::{encoder_memory, image_tokens};
 use moeplan::model::{Model, projector};
-use moeplan::plan::{self, Checked};
-use moeplan::run::{FlashAttn, parse};
+use moeplan::run::FlashAttn;
 use moeplan::synth::spec;
-use moeplan_fuzz::{Draw, header, machine, made, model, shown};
+use moeplan_fuzz::{Draw, checked, header, machine, made, model, shown};
 
 const MODELS: [&str; 7] = [
     "qwen3-30b-a3b", "gpt-oss-20b", "deepseek-v2-lite", "glm-4.7-flash", "qwen3.5-35b-a3b", "granite-3.1-3b-a800m",
@@ -96,11 +93,5 @@ fuzz_target!(|bytes: &[u8]| {
     if !refused.is_empty() {
         return;
     }
-    let words: Vec<String> = format!("llama-server -m m.gguf {command}").split_whitespace().map(str::to_string).collect();
-    let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
-    if let Ok(checkup) = checkup::check(&model, &machine(), &command, Options::default()) {
-        let (model, command) = (plan::summary(&model, "m.gguf"), words.join(" "));
-        let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
-        shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan });
-    }
+    checked(&model, &machine(), command);
 });

@@ -4,13 +4,10 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use moeplan::checkup::{self, Options};
 use moeplan::gguf::Value;
 use moeplan::inspection::Inspection;
 use moeplan::model::Model;
-use moeplan::plan::{self, Checked};
-use moeplan::run::parse;
-use moeplan_fuzz::{Draw, header, machine, model, shown};
+use moeplan_fuzz::{Draw, checked, header, machine, model, shown};
 
 const ARCHITECTURES: [&str; 16] = [
     "llama", "qwen3moe", "gpt-oss", "deepseek2", "gemma3n", "mamba2", "qwen35moe", "granitehybrid", "glm4moe",
@@ -75,11 +72,5 @@ fuzz_target!(|bytes: &[u8]| {
     if !refused.is_empty() {
         return;
     }
-    let words: Vec<String> = format!("llama-server -m m.gguf {command}").split(' ').map(str::to_string).collect();
-    let command = parse::command(&words, &BTreeMap::new()).expect("a good command");
-    if let Ok(checkup) = checkup::check(&model, &machine(), &command, Options::default()) {
-        let (model, command) = (plan::summary(&model, "m.gguf"), words.join(" "));
-        let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
-        shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan });
-    }
+    checked(&model, &machine(), command);
 });

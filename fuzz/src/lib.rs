@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use moeplan::bytes::Bytes;
+use moeplan::checkup::{self, Options};
 use moeplan::gguf::{self, ByteOrder, Gguf, GgmlType, Header, ModelFile, TensorInfo, Value, ggml_type};
 use moeplan::machine::{Backend, Device, Host, Machine};
+use moeplan::model::Model;
+use moeplan::plan::{self, Checked};
 use moeplan::report::page::Document;
 use moeplan::report::{html, markdown, text};
+use moeplan::run::parse;
 use moeplan::synth::{self, Wish};
 
 /// The bytes that are left to decide with; all zero when there are none.
@@ -109,4 +113,15 @@ pub fn shown(document: &impl Document) {
     for page in [markdown::report(&report), html::report(&report)] {
         assert!(!page.contains('\u{1b}'), "{page:?}");
     }
+}
+
+/// What `check` says of a llama-server with these words, in every format.
+pub fn checked(model: &Model, machine: &Machine, words: &str) {
+    let command = format!("llama-server -m m.gguf {words}");
+    let typed: Vec<String> = command.split_whitespace().map(str::to_string).collect();
+    let parsed = parse::command(&typed, &BTreeMap::new()).expect("a good command");
+    let Ok(checkup) = checkup::check(model, machine, &parsed, Options::default()) else { return };
+    let model = plan::summary(model, "m.gguf");
+    let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
+    shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan });
 }
