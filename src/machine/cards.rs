@@ -268,17 +268,19 @@ pub fn without_size(name: &str) -> (String, Option<u32>) {
 }
 
 /// Another card that a name has beside its own, or its own a second time: `RTX 3090 RTX 3060`.
-pub fn other_in(name: &str, card: &Card) -> Option<&'static Card> {
+pub fn other_in(name: &str, card: &'static Card) -> Option<&'static Card> {
     let has_digit = |word: &String| word.contains(|c: char| c.is_ascii_digit());
     let words: Vec<String> = tokens(name).filter(has_digit).collect();
-    let is_again = |word: &&String| words.iter().filter(|other| other == word).count() > 1;
+    let is_again = |word: &String| words.iter().filter(|other| *other == word).count() > 1;
     let names = |word: &String| by_name(word).filter(|other| !word.starts_with("gfx") && other.words != card.words);
     let is_own = |word: &String| {
         let called = card.also_called().flat_map(|name| name.split(' '));
         card.words.split(' ').chain(called).any(|own| own == word)
     };
-    let again = words.iter().find(is_again).and_then(|_| CARDS.iter().find(|row| row.words == card.words));
-    again.or_else(|| words.iter().filter(|word| !is_own(word)).find_map(names))
+    if words.iter().any(is_again) {
+        return Some(card);
+    }
+    words.iter().filter(|word| !is_own(word)).find_map(names)
 }
 
 /// Whether Intel calls graphics so that have no memory of their own.

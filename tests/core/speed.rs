@@ -97,12 +97,12 @@ fn launches_are_predicted(
     }
     for machine in machines {
         let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-        for ((model, cards, config), argv) in &launches {
+        for ((model, budgets, config), argv) in &launches {
             for depth in DEPTHS {
                 let same = |row: &&Value| {
                     text(row, "kind") == "sample"
                         && text(row, "model") == *model
-                        && vram(row) == *cards
+                        && vram(row) == *budgets
                         && text(row, "config") == *config
                         && row["depth"].as_u64() == Some(depth)
                 };
@@ -114,7 +114,7 @@ fn launches_are_predicted(
                 let mut asked =
                     vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
                 asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
-                asked.extend(words(argv, cards));
+                asked.extend(words(argv, budgets));
                 let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
                 let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a plan");
                 let mut cells = Vec::new();
@@ -125,7 +125,7 @@ fn launches_are_predicted(
                     cells
                         .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
                 }
-                println!("| {machine} | {model} | {cards} | {config} | {depth} | {} | {} |", cells[0], cells[1]);
+                println!("| {machine} | {model} | {budgets} | {config} | {depth} | {} | {} |", cells[0], cells[1]);
             }
         }
         for ((key, errors), bound) in errors.into_iter().zip(bounds) {
