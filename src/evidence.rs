@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bytes::Bytes;
 use crate::machine::{Calibration, Device, MARGIN_UNCALIBRATED, Machine};
-use crate::measurement::peak_of;
-use crate::memory::MemoryByDevice;
+use crate::measurement::{Expected, peak_of};
 use crate::run::SplitMode;
 use crate::runtime::{Launch, Observation};
 
@@ -53,12 +52,22 @@ pub struct Record {
     pub prompt: u32,
     /// Tokens of a micro-batch.
     pub ubatch: u32,
+    /// The launch's page tables of pinned host memory, part of `loaded` and `peak`; 0 in records of earlier versions.
+    #[serde(default)]
+    pub page_tables: Bytes,
+}
+
+impl Record {
+    /// What of `loaded` or `peak` another launch has, too.
+    fn of_any_launch(&self, overhead: Bytes) -> Bytes {
+        overhead.saturating_sub(self.page_tables)
+    }
 }
 
 /// The records of a run: one for each device that the driver showed and that says what it is.
 pub fn records(
     seen: &Observation,
-    predicted: &MemoryByDevice,
+    expected: &Expected,
     launch: &Launch,
     driver: Option<&str>,
     time: u64,
@@ -81,10 +90,11 @@ pub fn records(
             backend: seen.runtime.backend.clone(),
             loaded: loaded.saturating_sub(own),
             peak: used(&peaks)?.saturating_sub(own),
-            predicted: predicted.get(&device.name)?.own(),
+            predicted: expected.memory.get(&device.name)?.own(),
             own,
             prompt: seen.speed.n_prompt.saturating_add(seen.speed.depth),
             ubatch: launch.run.n_ubatch,
+            page_tables: expected.page_tables,
         })
     };
     launch.machine.devices.iter().filter_map(record).collect()
@@ -99,7 +109,7 @@ pub fn calibration(records: &[Record], device: &str, driver: Option<&str>) -> Op
     let long: Vec<&Record> = runs.iter().copied().filter(|record| record.prompt >= LONG_PROMPT).collect();
     Some(Calibration {
         runs: u32::try_from(long.len()).unwrap_or(u32::MAX),
-        loaded: runs.iter().map(|record| record.loaded).max()?,
+        loaded: runs.iter().map(|record| record.of_any_launch(record.loaded)).max()?,
         peaks: peaks(&long),
         margin: margin_of(&long),
         driver: driver.map(str::to_string),
@@ -112,7 +122,7 @@ fn peaks(runs: &[&Record]) -> BTreeMap<u32, Bytes> {
     let mut peaks = BTreeMap::new();
     for run in runs {
         let most: &mut Bytes = peaks.entry(run.ubatch).or_default();
-        *most = run.peak.max(*most);
+        *most = run.of_any_launch(run.peak).max(*most);
     }
     peaks
 }
@@ -128,7 +138,7 @@ fn margin_of(runs: &[&Record]) -> Bytes {
     for (at, run) in runs.iter().enumerate() {
         let known = Calibration { peaks: peaks(runs.get(..at).unwrap_or_default()), ..Calibration::default() };
         if let Some(peak) = known.peak_at(run.ubatch) {
-            let taken = Bytes(run.own.0.saturating_add(run.peak.0));
+            let taken = run.own + run.of_any_launch(run.peak);
             worst = worst.max(taken.saturating_sub(Bytes(run.predicted.0.saturating_add(peak.0))));
         }
     }
@@ -160,6 +170,7 @@ pub(crate) mod tests {
             own: Bytes::mib(7000),
             prompt,
             ubatch: 512,
+            page_tables: Bytes(0),
         }
     }
 
@@ -196,6 +207,14 @@ pub(crate) mod tests {
         let short = known(&[run(1, 620, 512), run(2, 640, 4095)]).unwrap();
         assert_eq!((short.runs, short.peak_at(512), short.loaded), (0, None, Bytes::mib(600)));
         assert_eq!(short.margin, MARGIN_UNCALIBRATED);
+    }
+
+    #[test]
+    fn page_tables_are_the_launchs() {
+        // 64 GiB were pinned: 128 MiB of tables, which a launch without host weights does not have.
+        let pinned = Record { page_tables: Bytes::mib(128), loaded: Bytes::mib(728), ..run(1, 928, 4096) };
+        let calibration = known(&[pinned, run(2, 790, 4096)]).unwrap();
+        assert_eq!((calibration.loaded, calibration.peak_at(512)), (Bytes::mib(600), Some(Bytes::mib(800))));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Measurement {
 }
 
 /// What a measurement is held to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Expected {
     pub memory: MemoryByDevice,
     /// The span of mapped host weights, where the launch maps any.
@@ -75,6 +75,8 @@ pub struct Expected {
     pub sharing: MemoryByDevice,
     /// What the plan leaves free of a device for what cannot be predicted to the byte: how far overhead may be off.
     pub margin: Bytes,
+    /// Page tables of pinned host memory on each device, which are part of its overhead.
+    pub page_tables: Bytes,
 }
 
 impl Expected {
@@ -97,7 +99,8 @@ impl Expected {
             sharing.clone_from(&forecast.target);
             sharing.retain(|name, _| !memory::is_host(name));
         }
-        Self { memory, mapped_span: forecast.mapped.host, sharing, margin }
+        let page_tables = memory::pools::page_tables(&forecast.placement);
+        Self { memory, mapped_span: forecast.mapped.host, sharing, margin, page_tables }
     }
 }
 
@@ -298,16 +301,7 @@ mod tests {
 
     /// What is compared without a margin.
     fn rows(predicted: &[(&str, u64, u64, u64)], seen: &Observation, tolerance: f64) -> Vec<Row> {
-        compare(
-            &Expected {
-                memory: memory(predicted),
-                mapped_span: None,
-                sharing: MemoryByDevice::new(),
-                margin: Bytes(0),
-            },
-            seen,
-            tolerance,
-        )
+        compare(&Expected { memory: memory(predicted), ..Expected::default() }, seen, tolerance)
     }
 
     #[test]
@@ -341,12 +335,7 @@ mod tests {
         let resolution = memory(&[("Host", PRINTED.0, PRINTED.0, PRINTED.0)]);
         let seen = Observation { resolution, mapped_span: Bytes(100 * MIB), ..seen(&[("Host", 0, 5, 6)]) };
         for (span, wrong) in [(Bytes(100 * MIB + PRINTED.0), &[][..]), (Bytes(99 * MIB), &["Host.mapped_span"])] {
-            let expected = Expected {
-                memory: predicted.clone(),
-                mapped_span: Some(span),
-                sharing: MemoryByDevice::new(),
-                margin: Bytes(0),
-            };
+            let expected = Expected { memory: predicted.clone(), mapped_span: Some(span), ..Expected::default() };
             let rows = compare(&expected, &seen, 0.0);
             assert_eq!(rows.iter().filter(|row| !row.ok).map(|row| row.quantity.as_str()).collect::<Vec<_>>(), wrong);
         }
@@ -360,7 +349,7 @@ mod tests {
         let mut memory = predicted;
         // What drafts on a card of its own is not in the shares.
         memory.get_mut("CUDA1").unwrap().model += Bytes(MIB);
-        let expected = Expected { memory, mapped_span: None, sharing, margin: Bytes(0) };
+        let expected = Expected { memory, sharing, ..Expected::default() };
         let mut seen = seen(&[("Meta()", 71 * MIB, 5, 6), ("Host", 1, 0, 2)]);
         seen.device_used.peak.insert("CUDA1".into(), Bytes(72 * MIB + 4 + 6 + 600));
         let rows = compare(&expected, &seen, 0.0);
@@ -378,8 +367,7 @@ mod tests {
         let row = MemoryBreakdown { model: Bytes::mib(1000), overhead: Bytes::mib(600), ..MemoryBreakdown::default() };
         let predicted = MemoryByDevice::from([("CUDA0".to_string(), row)]);
         let judge = |seen: &Observation, margin| {
-            let expected =
-                Expected { memory: predicted.clone(), mapped_span: None, sharing: MemoryByDevice::new(), margin };
+            let expected = Expected { memory: predicted.clone(), margin, ..Expected::default() };
             compare(&expected, seen, 0.01).split_off(2)
         };
         let rows = judge(&seen, Bytes(0));

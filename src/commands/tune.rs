@@ -268,7 +268,7 @@ impl Tuning {
             let keep = || -> anyhow::Result<_> {
                 let forecast = memory::forecast(&self.proposal.model, &launch.machine, &launch.run)?;
                 let expected = Expected::of(&forecast, Bytes(0));
-                Ok(evidence::store::keep(&seen, &expected.memory, &launch)?)
+                Ok(evidence::store::keep(&seen, &expected, &launch)?)
             };
             if let Err(error) = keep() {
                 output.say(&format!("warning: what the devices showed is not kept: {error}"));

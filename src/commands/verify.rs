@@ -127,7 +127,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     output.say(&format!("loading {} in {}", launch.model.display(), engine.name()));
     let seen = engine.runtime().generate(launch, &workload)?;
     let expected = Expected::of(&predicted, margin);
-    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &expected.memory, launch) };
+    let kept = if seen.interrupted { Ok(None) } else { evidence::store::keep(&seen, &expected, launch) };
     let mut measured = measurement(seen, &expected, ask.tolerance);
     measured.plan = proposal.plan.clone();
     let answered = output.show(&measured);

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Record, SCHEMA, records};
 use crate::files;
-use crate::memory::MemoryByDevice;
+use crate::measurement::Expected;
 use crate::runtime::{Launch, Observation, nvml};
 
 /// The most that is read: the end of the file.
@@ -27,8 +27,8 @@ pub fn read() -> Vec<Record> {
 }
 
 /// Keeps what a run showed of the devices; says where, or `None` where no driver showed any.
-pub fn keep(seen: &Observation, predicted: &MemoryByDevice, launch: &Launch) -> io::Result<Option<PathBuf>> {
-    let records = records(seen, predicted, launch, nvml::driver().as_deref(), now());
+pub fn keep(seen: &Observation, expected: &Expected, launch: &Launch) -> io::Result<Option<PathBuf>> {
+    let records = records(seen, expected, launch, nvml::driver().as_deref(), now());
     if records.is_empty() {
         return Ok(None);
     }

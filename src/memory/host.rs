@@ -33,6 +33,9 @@ pub struct HostNeeds {
     pub logits: Bytes,
     /// Checkpoints of windows and recurrent states at most (`--ctx-checkpoints`).
     pub checkpoints: Bytes,
+    /// One of them of one slot.
+    #[serde(skip)]
+    pub checkpoint: Bytes,
     /// llama-server's prompt cache at most (`--cache-ram`); absent where nothing limits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_cache: Option<Bytes>,
@@ -60,6 +63,7 @@ impl HostNeeds {
             let each = checkpoint(forecast);
             let count = u64::try_from(run.ctx_checkpoints.unwrap_or(CHECKPOINTS)).unwrap_or(0); // Less than none is none.
             needs.checkpoints = Bytes(each.saturating_mul(count));
+            needs.checkpoint = Bytes(if count > 0 { each / u64::from(numbers.n_seq_max.max(1)) } else { 0 });
             let usual = if run.rules().prompt_cache { CACHE_RAM } else { 0 };
             needs.prompt_cache = match u64::try_from(run.cache_ram.unwrap_or(usual)) {
                 Ok(mib) => Some(Bytes::mib(mib)),
@@ -111,7 +115,7 @@ fn for_pinned(pinned: Bytes) -> Bytes {
     Bytes((pinned.0 / 16).min(12 * GIB))
 }
 
-/// One checkpoint of every slot. All slots together hold what the caches hold, a state's snapshots for rolling back apart.
+/// One checkpoint of every slot, in bytes. All slots together hold what the caches hold, a state's snapshots for rolling back apart.
 fn checkpoint(forecast: &Forecast) -> u64 {
     let n_seq_max = forecast.numbers.n_seq_max.max(1);
     let of = |cache: &Cache| match cache.kind {

@@ -137,10 +137,13 @@ pub fn overhead(device: &Device, n_ubatch: u32) -> Overhead {
 /// What device `at` of a machine holds for a launch beyond llama.cpp's own sums.
 pub fn held(device: &Device, at: u16, model: &Model, run: &RunConfig, placement: &Placement) -> Overhead {
     let mut known = overhead(device, run.n_ubatch);
-    if let Some(multiprocessors) = known.multiprocessors {
+    if known.multiprocessors.is_some() || device.calibration.is_some() {
         let tables = pools::page_tables(placement);
         known.loaded += tables;
-        known.peak += tables + pools::pool(model, run, placement, at, multiprocessors);
+        known.peak += tables;
+    }
+    if let Some(multiprocessors) = known.multiprocessors {
+        known.peak += pools::pool(model, run, placement, at, multiprocessors);
     }
     let is_split = placement.shares.as_ref().is_some_and(|shares| shares.devices.len() > 1);
     if is_split && device.backend.is_cuda_source() && device.overhead.is_none() {
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
     use crate::machine::{Calibration, Host, Machine};
     use crate::memory::forecast;
-    use crate::run::{FlashAttn, SplitMode};
+    use crate::run::{FlashAttn, LoadMode, SplitMode};
 
     #[test]
     fn every_backend_has_a_figure_and_a_known_card_its_own() {
@@ -234,6 +237,23 @@ mod tests {
             let found = overhead(&device, 512);
             assert_eq!((found.loaded, found.peak), (Bytes::mib(loaded), Bytes::mib(expected)));
             assert!(found.source.contains("b11434, driver 580.1"), "{}", found.source);
+        }
+    }
+
+    #[test]
+    fn a_measured_card_has_the_page_tables_of_each_launch() {
+        let model = crate::synth::model("qwen3-30b-a3b", &crate::synth::Wish::default()).unwrap();
+        let of = |n_gpu_layers: i32| {
+            let peaks = [(512, Bytes::mib(700))].into();
+            let calibration = Some(Calibration { loaded: Bytes::mib(600), peaks, ..Calibration::default() });
+            let device = Device { calibration, ..Device::parse("CUDA0=24GiB").unwrap() };
+            let machine = Machine::new(vec![device], Host::default()).unwrap();
+            let run = RunConfig { n_ctx: 4096, n_gpu_layers, load_mode: LoadMode::None, ..RunConfig::default() };
+            let forecast = forecast(&model, &machine, &run).unwrap();
+            (forecast.memory["CUDA0"].overhead, forecast.memory["Host"].model)
+        };
+        for (overhead, pinned) in [of(99), of(24)] {
+            assert_eq!(overhead, Bytes::mib(700) + Bytes(pinned.0 / 512));
         }
     }
 

@@ -109,6 +109,10 @@ pub(super) struct Layout {
     masks: Vec<f64>,
     /// Bytes of recurrent states by tier, read and written for every token.
     states: Vec<f64>,
+    /// What each token of a prompt costs where delta nets change their states, by tier: starts of operations, on the host products.
+    scans: Vec<f64>,
+    /// Bytes of a checkpoint that llama-server keeps of the states and windows of a prompt; 0 where it keeps none.
+    checkpoint: f64,
     /// The first device that takes over host products of large batches (`ggml_backend_offload_op`).
     offload: Option<Tier>,
     /// How host weights are copied to devices: pinned or pageable.
@@ -149,6 +153,23 @@ const OUTPUT: f64 = 1536.0;
 /// `set_input_kq_mask_impl`, b11434); that of other tokens is copied from the token before.
 const MASKED_BEFORE: f64 = 32.0;
 
+/// Tokens at the end of a prompt that llama-server processes by themselves.
+const LAST: u32 = 4;
+
+/// A checkpoint's bytes cost that many copied from pageable memory: they are written into memory that nobody touched yet (63 MiB took
+/// 40 ms on an H200 whose copies run at 9.6 GB/s).
+const CHECKPOINT: f64 = 6.0;
+
+/// Names of the gates of delta nets, one in a layer.
+const DELTA_GATES: [&str; 2] = [".ssm_beta.weight", ".ssm_ba.weight"];
+
+/// What one token costs in one layer of a delta net, as starts of operations: the kernel takes the tokens one after the other, and waits
+/// for memory and for its sums at each (`ggml-cuda/gated_delta_net.cu`, b11434). An H200 takes 1.1 µs, and starts an operation in 2.1.
+const SCAN: f64 = 0.5;
+
+/// Operations by element of a state and token where the host does that.
+const SCAN_HOST: f64 = 8.0;
+
 /// Rows from which devices take over host products (`GGML_OP_OFFLOAD_MIN_BATCH`, b11434).
 const OFFLOAD_ROWS: u32 = 32;
 
@@ -180,6 +201,8 @@ impl Layout {
             tiles: vec![TILE; tiers],
             masks: Vec::with_capacity(2),
             states: vec![0.0; tiers],
+            scans: vec![0.0; tiers],
+            checkpoint: float(case.forecast.host_needs.checkpoint.0),
             offload: offload.map(|i| usize::from(*i) + 1),
             copies: if pinned { Cost::Pinned } else { Cost::Pageable },
             threads: threads(case, run.n_threads),
@@ -274,6 +297,8 @@ impl Layout {
 
     fn caches(&mut self, case: &Case<'_>) {
         let hparams = &case.forecast.caches.hparams;
+        let is_gate = |tensor: &Tensor| DELTA_GATES.iter().any(|name| tensor.name.ends_with(name));
+        let has_delta_nets = case.model.tensors.iter().any(is_gate);
         for cache in &case.forecast.caches.list {
             let window = match cache.kind {
                 CacheKind::Base => Some(0),
@@ -301,6 +326,9 @@ impl Layout {
                     _ => {
                         if let Some(states) = self.states.get_mut(tier) {
                             *states += 2.0 * row;
+                        }
+                        if let Some(scans) = self.scans.get_mut(tier).filter(|_| has_delta_nets) {
+                            *scans += if tier == ON_HOST { SCAN_HOST * float(layer.n_embd_v) } else { SCAN };
                         }
                         continue;
                     }
@@ -330,14 +358,8 @@ impl Layout {
     /// The work of a prompt of `tokens` tokens after `depth` others.
     pub fn prompt(&self, tokens: u32, depth: u32) -> Work {
         let mut work = self.work();
-        // Batches of `-b` tokens, each in micro-batches of `-ub`: whole ones and what is left of whole and last batches.
-        let (batches, last) = (tokens / self.batch, tokens % self.batch);
-        let whole = batches * (self.batch / self.ubatch) + last / self.ubatch;
         let mut passes = 0.0;
-        for (size, times) in [(self.ubatch, whole), (self.batch % self.ubatch, batches), (last % self.ubatch, 1)] {
-            if size == 0 || times == 0 {
-                continue;
-            }
+        for (size, times) in self.micro_batches(tokens) {
             let (rows, times) = (f64::from(size), f64::from(times));
             let large = size >= OFFLOAD_ROWS;
             for part in self.parts.iter().filter(|part| !part.output) {
@@ -353,9 +375,17 @@ impl Layout {
                     work.add(ON_HOST, Cost::Serial, rows * (rows + before));
                 }
             }
+            for (tier, scan) in self.scans.iter().enumerate() {
+                match tier {
+                    ON_HOST => work.add(tier, Cost::Products, times * rows * scan / self.threads_batch),
+                    _ => work.add(tier, Cost::Op, times * rows * scan),
+                }
+            }
             self.changes(&mut work, large, rows, times);
             passes += times;
         }
+        let checkpoints: f64 = self.parts_of(tokens).skip(1).filter(|tokens| *tokens > 0).map(|_| CHECKPOINT).sum();
+        work.add(self.first_device(), Cost::Pageable, checkpoints * self.checkpoint);
         let (n, before) = (f64::from(tokens), f64::from(depth));
         for layer in &self.attention {
             // Token i sees min(depth + i, reach): the sum over i of a ramp that ends in a plateau.
@@ -374,6 +404,34 @@ impl Layout {
             work.overlapped = passes.max(1.0);
         }
         work
+    }
+
+    /// The parts in which a prompt is processed: where llama-server keeps checkpoints, it takes the last tokens by themselves, and a
+    /// micro-batch before them (`server-context.cpp` `checkpoint_offsets`, b11434).
+    fn parts_of(&self, tokens: u32) -> impl Iterator<Item = u32> {
+        let ends = if self.checkpoint > 0.0 { [LAST + self.ubatch, LAST] } else { [0; 2] };
+        let [before, last] = ends.map(|end| if tokens > end { end.min(self.batch) } else { 0 });
+        let [before, last] = [before.max(last), last];
+        [tokens - before, before - last, last].into_iter()
+    }
+
+    /// Sizes of the micro-batches of a prompt, and how many of each: batches of `-b` tokens, each in micro-batches of `-ub`.
+    fn micro_batches(&self, tokens: u32) -> impl Iterator<Item = (u32, u32)> {
+        let (batch, ubatch) = (self.batch, self.ubatch);
+        self.parts_of(tokens)
+            .flat_map(move |tokens| {
+                // Whole ones, and what is left of whole and last batches.
+                let (batches, last) = (tokens / batch, tokens % batch);
+                let whole = batches * (batch / ubatch) + last / ubatch;
+                [(ubatch, whole), (batch % ubatch, batches), (last % ubatch, 1)]
+            })
+            .filter(|(size, times)| *size > 0 && *times > 0)
+    }
+
+    /// The first device with work: a graph begins there.
+    fn first_device(&self) -> Tier {
+        let devices = self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST);
+        devices.min().unwrap_or(ON_HOST)
     }
 
     /// The work of generating `tokens` tokens after `depth` others.
@@ -408,9 +466,7 @@ impl Layout {
             work.add(tier, Cost::Switch, times * switches);
             work.add(tier, Cost::Pageable, times * switches * rows * self.row);
         }
-        // A graph begins on the first device with work.
-        let devices = self.parts.iter().map(|part| part.tier).filter(|tier| *tier != ON_HOST);
-        work.add(devices.min().unwrap_or(ON_HOST), Cost::Graph, times);
+        work.add(self.first_device(), Cost::Graph, times);
     }
 
     /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over
@@ -557,6 +613,41 @@ fn touched(count: u32, used: u32, tokens: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::{Device, Host, Machine};
+    use crate::memory;
+    use crate::run::{Program, RunConfig};
+    use crate::synth::{self, Wish};
+
+    /// As llama-server's log of Qwen3.5-35B-A3B has it: "created context checkpoint 1 of 32 (… n_tokens = 3580 …)", 2 at 4092.
+    #[test]
+    fn where_it_keeps_checkpoints_llama_server_takes_the_end_of_a_prompt_by_itself() {
+        let machine = Machine::new(vec![Device::parse("CUDA0=80G").unwrap()], Host::default()).unwrap();
+        let of = |name: &str, run: RunConfig, tokens| {
+            let model = synth::model(name, &Wish::default()).unwrap();
+            let run = RunConfig { n_ctx: 8192, n_gpu_layers: 99, ..run };
+            let forecast = &memory::forecast(&model, &machine, &run).unwrap();
+            let placement = &forecast.placement;
+            let layout = Layout::of(&Case { model: &model, machine: &machine, run: &run, placement, forecast });
+            layout.micro_batches(tokens).collect::<Vec<_>>()
+        };
+        let server = || RunConfig { program: Program::Server, ..RunConfig::default() };
+        let parts = [(512, 6), (508, 1), (512, 1), (4, 1)];
+        assert_eq!(of("qwen3.5-35b-a3b", server(), 4096), parts);
+        assert_eq!(of("gpt-oss-20b", server(), 4096), parts);
+        assert_eq!(of("gpt-oss-20b", server(), 512), [(508, 1), (4, 1)]);
+        assert_eq!(of("gpt-oss-20b", server(), 3), [(3, 1)]);
+        let large = RunConfig { n_ubatch: 2048, ..server() };
+        assert_eq!(of("qwen3.5-35b-a3b", large, 4096), [(2048, 1), (2044, 1), (4, 1)]);
+        let others = [
+            ("qwen3-30b-a3b", server()),
+            ("gpt-oss-20b", RunConfig { ctx_checkpoints: Some(0), ..server() }),
+            ("gpt-oss-20b", RunConfig { swa_full: true, ..server() }),
+            ("gpt-oss-20b", RunConfig { program: Program::Bench, ..server() }),
+        ];
+        for (name, run) in others {
+            assert_eq!(of(name, run, 4096), [(512, 8)], "{name}");
+        }
+    }
 
     #[test]
     fn more_tokens_touch_more_experts_and_larger_caches_serve_more() {

@@ -6,19 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
+use moeplan::machine::Machine;
+use moeplan::memory;
+use moeplan::model::Model;
+use moeplan::run::parse;
+use moeplan::speed::{self, Case, Speed, Turn};
+use moeplan::synth::{self, Wish};
 use serde_json::Value;
 
-const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
-const DEPTHS: [u64; 3] = [0, 4096, 16384];
-
-fn moeplan(words: &[&str]) -> Vec<u8> {
-    let output = Command::new(MOEPLAN).args(words).output().expect("moeplan");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "moeplan {words:?}: {said}");
-    output.stdout
-}
+const DEPTHS: [u32; 3] = [0, 4096, 16384];
 
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
@@ -36,39 +33,39 @@ fn vram(row: &Value) -> String {
     cards.into_iter().map(|mib| format!("{mib}M")).collect::<Vec<_>>().join(",")
 }
 
-/// The words that plan exactly the launch that was measured: its flags, and llama.cpp's defaults where it names none.
-fn words(argv: &[&str], vram: &str) -> Vec<String> {
-    let mut words: Vec<String> =
-        ["--margin", "0", "--strategy", "rules", "--prompt", "2048", "--generate", "64", "--json", "--vram"]
-            .map(String::from)
-            .to_vec();
-    words.push(vram.to_string());
-    for (flag, default) in [("-ub", "512"), ("-lm", "mmap")] {
-        if !argv.contains(&flag) {
-            words.extend([flag.to_string(), default.to_string()]);
-        }
-    }
-    let kept = argv.iter().filter(|word| !matches!(**word, "-dev" | "CUDA0" | "CUDA0,CUDA1" | "-fit" | "off"));
-    words.extend(kept.map(ToString::to_string));
-    words
+/// The speed of exactly the launch that was measured.
+fn predicted(model: &Model, machine: &Machine, argv: &[&str], depth: u32) -> Speed {
+    let words: Vec<String> = ["llama-server"].iter().chain(argv).map(ToString::to_string).collect();
+    let run = parse::command(&words, &BTreeMap::new()).expect("a command").run;
+    let forecast = &memory::forecast(model, machine, &run).expect("a forecast");
+    let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
+    speed::predict(&case, Turn { prompt: 2048, generate: 64, depth }).speed
 }
 
 #[test]
 fn launches_of_an_h100_are_predicted() {
     let models = [("gpt-oss-20b", "F16", "gpt-oss-20b"), ("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b")];
-    launches_are_predicted("h100-compare.jsonl", &models, (1, &["h100.json", "h100-live.json"]), 12, [0.12, 0.13]);
+    launches_are_predicted("h100-compare.jsonl", &models, (1, &["h100.json", "h100-live.json"]), 12, [0.1, 0.13]);
 }
 
 #[test]
 fn models_that_no_calibration_saw_are_predicted() {
-    let models = [("deepseek-v2-lite", "Q4_K_M", "deepseek-v2-lite"), ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M")];
-    launches_are_predicted("h200-compare.jsonl", &models, (1, &["h200-live.json"]), 7, [0.1, 0.1]);
+    let models = [
+        ("deepseek-v2-lite", "Q4_K_M", "deepseek-v2-lite"),
+        ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M"),
+        ("qwen3.5-35b-a3b", "Q4_K_M", "qwen3.5-skewed"),
+    ];
+    launches_are_predicted("h200-compare.jsonl", &models, (1, &["h200-live.json"]), 9, [0.06, 0.06]);
 }
 
 #[test]
 fn launches_on_two_cards_are_predicted() {
-    let models = [("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b.Q4_K_M"), ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M")];
-    launches_are_predicted("h200-compare.jsonl", &models, (2, &["h200-two.json"]), 6, [0.18, 0.1]);
+    let models = [
+        ("qwen3-30b-a3b", "Q4_K_M", "qwen3-30b-a3b.Q4_K_M"),
+        ("glm-4.5-air", "Q3_K_M", "glm-4.5-air.Q3_K_M"),
+        ("qwen3.5-35b-a3b", "Q4_K_M", "qwen3.5-skewed"),
+    ];
+    launches_are_predicted("h200-compare.jsonl", &models, (2, &["h200-two.json"]), 8, [0.11, 0.1]);
 }
 
 /// Holds the medians of the errors of pp and tg over at least so many launches; `models` are a name, a recipe and a file's stem.
@@ -83,7 +80,6 @@ fn launches_are_predicted(
     let rows = std::fs::read_to_string(data.join("measured").join(measured)).expect("measured rows");
     let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).expect("a row"));
     let rows: Vec<Value> = rows.filter(|row| vram(row).matches(',').count() + 1 == cards).collect();
-    let folder = tempfile::tempdir().expect("a folder");
     let mut launches = BTreeMap::new();
     for row in rows.iter().filter(|row| text(row, "kind") == "loaded") {
         let argv: Vec<&str> = row["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -91,11 +87,14 @@ fn launches_are_predicted(
             launches.insert((text(row, "model"), vram(row), text(row, "config")), argv);
         }
     }
-    for (model, recipe, stem) in models {
-        let path = folder.path().join(format!("{stem}.gguf"));
-        moeplan(&["synth", model, "--recipe", recipe, "-q", "-o", path.to_str().expect("UTF-8")]);
-    }
+    let model = |(name, recipe, stem): &(&str, &str, &str)| {
+        let wish = Wish { recipe: Some(synth::recipe::named(recipe).expect("a recipe")), ..Wish::default() };
+        (format!("{stem}.gguf"), synth::model(name, &wish).expect("a model"))
+    };
+    let models: BTreeMap<String, Model> = models.iter().map(model).collect();
     for machine in machines {
+        let file = std::fs::read_to_string(data.join("machines").join(machine)).expect("a machine file");
+        let here: Machine = serde_json::from_str(&file).expect("a machine");
         let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for ((model, budgets, config), argv) in &launches {
             for depth in DEPTHS {
@@ -104,23 +103,16 @@ fn launches_are_predicted(
                         && text(row, "model") == *model
                         && vram(row) == *budgets
                         && text(row, "config") == *config
-                        && row["depth"].as_u64() == Some(depth)
+                        && row["depth"] == depth
                 };
                 let samples: Vec<&Value> = rows.iter().filter(same).collect();
                 if samples.is_empty() {
                     continue;
                 }
-                let (path, depth) = (folder.path().join(model), depth.to_string());
-                let mut asked =
-                    vec!["plan".to_string(), path.display().to_string(), "--depth".to_string(), depth.clone()];
-                asked.extend(["--machine".to_string(), data.join("machines").join(machine).display().to_string()]);
-                asked.extend(words(argv, budgets));
-                let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
-                let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a plan");
+                let predicted = predicted(&models[*model], &here, argv, depth);
                 let mut cells = Vec::new();
-                for key in ["pp", "tg"] {
+                for (key, predicted) in [("pp", predicted.pp), ("tg", predicted.tg)] {
                     let measured = median(samples.iter().filter_map(|row| row[key].as_f64()).collect());
-                    let predicted = document["speed"][key].as_f64().expect("a speed");
                     errors.entry(key).or_default().push((predicted / measured - 1.0).abs());
                     cells
                         .push(format!("{predicted:.1}, {measured:.1} ({:+.0}%)", 100.0 * (predicted / measured - 1.0)));
