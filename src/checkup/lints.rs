@@ -732,6 +732,7 @@ const LINTS: &[Rule] = &[
 /// What reading a command notes, and how bad each is.
 const NOTES: &[(&str, Severity)] = &[
     ("unknown-flag", Error),
+    ("unknown-variable", Warning),
     ("flag-malformed", Error),
     ("flag-not-known", Warning),
     ("removed-flag", Error),

@@ -295,7 +295,7 @@ pub fn is_intel_integrated(name: &str) -> bool {
 
 /// `4x RTX 3090`, `4 × RTX 3090` and `RTX 3090 x4` as a count and the rest; `None` where no count is said.
 pub fn counted(text: &str) -> Option<(usize, &str)> {
-    let is_times = |c: char| matches!(c, 'x' | 'X' | '×');
+    let is_times = |c: char| matches!(c, 'x' | 'X' | '×' | '*');
     let count = |digits: &str| digits.parse().ok().filter(|_| digits.len() <= 2);
     let text = text.trim();
     let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
@@ -421,6 +421,7 @@ mod tests {
             ("RTX 3090 x4", Some((4, "RTX 3090"))),
             ("RTX 3090 × 2", Some((2, "RTX 3090"))),
             ("3090x2", Some((2, "3090"))),
+            ("RTX 4090*2", Some((2, "RTX 4090"))),
             ("0x RTX 3090", Some((0, "RTX 3090"))),
             ("RTX 3090", None),
             ("3060 laptop", None),

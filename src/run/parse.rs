@@ -115,7 +115,25 @@ impl Reader {
                 self.set(flag, given, &[flag.name()])?;
             }
         }
+        self.note_unknown(env);
         Ok(())
+    }
+
+    /// Variables that no flag of llama.cpp has; it ignores them.
+    fn note_unknown(&mut self, env: &BTreeMap<String, String>) {
+        let known: Vec<&str> = flags::FLAGS.iter().filter_map(|flag| flag.environment).collect();
+        let is_known = |name: &str| known.contains(&name) || known.contains(&&*name.replace("ARG_NO_", "ARG_"));
+        let of_flags = env.keys().map(String::as_str).filter(|name| name.starts_with("LLAMA_ARG_"));
+        let unknown: Vec<&str> = of_flags.filter(|name| !is_known(name)).collect();
+        if let Some(first) = unknown.first().filter(|_| self.command.run.target.dialect == Dialect::LlamaCpp) {
+            let hint = suggest::did_you_mean(first, known.iter().copied());
+            let names = unknown.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            self.command.note(
+                "unknown-variable",
+                format!("no flag of llama.cpp reads {names}: it has no effect"),
+                hint,
+            );
+        }
     }
 
     fn arguments(&mut self, mut words: &[String]) -> Result<(), Error> {
@@ -636,6 +654,16 @@ mod tests {
         assert_eq!(read_in("llama-server -c 2048", &env).unwrap().run.n_ctx, 2048);
         assert_eq!(read_in("llama-bench", &env).unwrap().run.overrides, []);
         assert!(!read_in("llama-cli", &[("LLAMA_ARG_NO_KV_OFFLOAD", "1")]).unwrap().run.offload_kqv);
+    }
+
+    #[test]
+    fn variables_that_llama_cpp_does_not_read_are_named() {
+        let env =
+            [("LLAMA_ARG_CTX", "8192"), ("LLAMA_ARG_PARALLEL", "8"), ("LLAMA_ARG_NO_KV_OFFLOAD", "1"), ("MODEL", "m")];
+        let notes = read_in("llama-server", &env).unwrap().notes;
+        let [note] = &notes[..] else { panic!("{notes:?}") };
+        assert_eq!(note.message, "no flag of llama.cpp reads `LLAMA_ARG_CTX`, `LLAMA_ARG_PARALLEL`: it has no effect");
+        assert!(note.hint.as_ref().is_some_and(|hint| hint.contains("LLAMA_ARG_CTX_SIZE")), "{notes:?}");
     }
 
     #[test]

@@ -46,8 +46,9 @@ fn is_software(device: &Device) -> bool {
 /// Of the bandwidth, caches get a share of 0.4; weights get 0.97 of it where it is small, and the less the wider memory is, since the
 /// matrices of one token do not fill it: as far as published decode speeds of MoE models and two H100 tell. Of the slot's rate
 /// copies from pinned memory 0.85, and from mapped files 0.8, which one core of the host copies through a buffer: 30 GB/s at most.
-/// Attention uses whole tiles, three times the rate of products by expert on an H100 and twice elsewhere as far as is known. Waits:
-/// measured on one H100, alike elsewhere as far as known.
+/// Attention: 1.2 times the products of a named CUDA card (an RTX 3090 at 55 TFLOP/s 32,768 tokens deep, llama.cpp pull request 17505),
+/// twice elsewhere as far as is known; the products of a class are those of its slower cards. Waits: measured on one H100, alike elsewhere as
+/// far as known.
 fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: String) -> DeviceRates {
     // Vulkan's kernels for products by expert are a little slower than the maker's own.
     let products = if backend == Backend::Vulkan { 0.8 * figures.products } else { figures.products };
@@ -55,7 +56,7 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
     DeviceRates {
         weights: figures.bandwidth * 0.97 / (1.0 + figures.bandwidth / FILLED),
         products: WIDE * products,
-        attention: 2.0 * products,
+        attention: if backend == Backend::Cuda && uncertainty == NAMED { 1.2 } else { 2.0 } * products,
         cache: figures.bandwidth * 0.4,
         op: figures.op,
         graph: 200.0,

@@ -215,6 +215,7 @@ impl Layout {
             cache_hits: cache_hits(case),
             missing: 0.0,
             pipelined: placement.devices.len() > 1
+                && case.forecast.retried.is_none()
                 && run.overrides.is_empty()
                 && run.offload_kqv
                 && placement.layers.iter().all(Option::is_some)
