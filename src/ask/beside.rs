@@ -66,6 +66,7 @@ pub fn plan(
         prompt: turn.prompt,
         generate: turn.generate,
         depth: turn.depth,
+        acceptance: turn.acceptance,
         ..Planning::default()
     };
     let mut request = planning.request(model, machine, &settings).ok()?;
@@ -140,7 +141,9 @@ fn turn_words(turn: Turn) -> Vec<String> {
         ("--depth", turn.depth, usual.depth),
     ];
     let differs = said.into_iter().filter(|(_, tokens, usual)| tokens != usual);
-    differs.flat_map(|(flag, tokens, _)| [flag.to_string(), tokens.to_string()]).collect()
+    let acceptance = turn.acceptance.map(|share| ["--acceptance".to_string(), share.to_string()]);
+    let differs = differs.map(|(flag, tokens, _)| [flag.to_string(), tokens.to_string()]);
+    differs.chain(acceptance).flatten().collect()
 }
 
 /// The whole `moeplan plan`: what it has no option for goes after `--`.

@@ -12,6 +12,7 @@ use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Tu
 use crate::run::args::NO_OP_OFFLOAD;
 use crate::run::flags::{Effect, Flag, InPlan, old_load_mode};
 use crate::run::{Choice as _, Dialect, LEFT_OUT, LoadMode, RunConfig, Target, groups, parse, spelling};
+use crate::speed::Acceptance;
 use crate::suggest::Refusal;
 
 /// A flag of llama.cpp's with its value, as words.
@@ -104,11 +105,14 @@ pub struct Planning {
     /// Tokens already in the context.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens))]
     pub depth: u32,
+    /// The share of drafted tokens that the model takes, 0 to 1: with it, speculation counts.
+    #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "P"))]
+    pub acceptance: Option<Acceptance>,
 }
 
 impl Default for Planning {
     fn default() -> Self {
-        let Turn { prompt, generate, depth } = Turn::default();
+        let Turn { prompt, generate, depth, acceptance } = Turn::default();
         Self {
             ctx_size: None,
             strategy: None,
@@ -121,6 +125,7 @@ impl Default for Planning {
             prompt,
             generate,
             depth,
+            acceptance,
         }
     }
 }
@@ -148,6 +153,10 @@ impl Planning {
             return Err(Refusal::new(message, note.hint.clone().unwrap_or_default()).into());
         }
         let mut run = parsed.run;
+        if self.objective == Objective::Throughput && run.n_parallel.is_none_or(|slots| slots < 2) {
+            let hint = "say how many requests are served at once: -np 4";
+            return Err(Refusal::new("`--objective throughput` needs slots", hint).into());
+        }
         let is_free = |name: &str| said(name).is_none_or(is_auto);
         let may_say = |name: &str| is_free(name) && spelling(name).is_some_and(|(flag, _)| target.has(flag));
         if is_free("--batch-size") {
@@ -193,7 +202,8 @@ impl Planning {
     }
 
     pub fn turn(&self) -> Turn {
-        Turn { prompt: self.prompt, generate: self.generate, depth: self.depth }
+        let Self { prompt, generate, depth, acceptance, .. } = *self;
+        Turn { prompt, generate, depth, acceptance }
     }
 }
 

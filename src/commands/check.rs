@@ -27,6 +27,7 @@ use crate::run::sources::{self, Kind};
 use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, parse, visible};
 use crate::runtime::projection;
 use crate::runtime::server::config_files;
+use crate::speed::Acceptance;
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +61,9 @@ pub struct Args {
     /// Tokens already in the context.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
     depth: u32,
+    /// The share of drafted tokens that the model takes, 0 to 1: with it, speculation counts.
+    #[arg(long, help_heading = OWN, value_name = "P")]
+    acceptance: Option<Acceptance>,
     /// Also ask the llama-fit-params of this computer, PROGRAM or the one beside llama-server, and show both answers.
     #[arg(long, help_heading = OWN, value_name = "PROGRAM", num_args = 0..=1, require_equals = true)]
     #[expect(clippy::option_option, reason = "not given, given alone, given a program")]
@@ -79,9 +83,14 @@ pub struct Args {
 const MOST_TEXT: u64 = 1 << 20;
 
 impl Args {
+    fn turn(&self) -> Turn {
+        let Self { prompt, generate, depth, acceptance, .. } = *self;
+        Turn { prompt, generate, depth, acceptance }
+    }
+
     /// What is asked of a command's text ([`of_text`]).
     pub fn of(machine: MachineArgs, turn: Turn, build: Option<u32>, tensors: bool) -> Self {
-        let Turn { prompt, generate, depth } = turn;
+        let Turn { prompt, generate, depth, acceptance } = turn;
         Self {
             machine,
             tensors,
@@ -89,6 +98,7 @@ impl Args {
             prompt,
             generate,
             depth,
+            acceptance,
             ignore: Vec::new(),
             dialect: Dialect::LlamaCpp,
             ask: None,
@@ -141,7 +151,7 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
             tensors: args.tensors || output.format() == Format::Html,
             ignored: &args.ignore,
             is_plan: false,
-            turn: Some(Turn { prompt: args.prompt, generate: args.generate, depth: args.depth }),
+            turn: Some(args.turn()),
         },
     })
 }

@@ -199,6 +199,7 @@ impl PlanOptions {
             ("--prompt", planning.prompt != turn.prompt),
             ("--generate", planning.generate != turn.generate),
             ("--depth", planning.depth != turn.depth),
+            ("--acceptance", planning.acceptance.is_some()),
         ];
         let of_planning = of_planning.into_iter().filter(|(_, is_typed)| *is_typed).map(|(flag, _)| flag);
         let typed: Vec<&str> = of_planning.chain(self.launch.flags().filter(|flag| counts(flag))).collect();

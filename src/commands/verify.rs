@@ -198,7 +198,7 @@ mod tests {
             #[command(flatten)]
             ask: MeasureArgs,
         }
-        let turn = Turn { prompt: 256, generate: 32, depth: 0 };
+        let turn = Turn { prompt: 256, generate: 32, ..Turn::default() };
         for (line, turn, is_noted) in
             [("verify", turn, true), ("verify", Turn::default(), false), ("verify --measure-prompt 256", turn, false)]
         {

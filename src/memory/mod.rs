@@ -114,6 +114,8 @@ pub struct Part {
     /// As in [`Forecast`].
     pub beyond: BTreeMap<String, i64>,
     pub caches: Caches,
+    /// As in [`Forecast`].
+    pub kernels: usize,
 }
 
 /// What a launch would take by llama.cpp b11434: where every tensor is, the memory, and where each figure comes from. Made by
@@ -474,8 +476,8 @@ impl<'a> Launch<'a> {
         for basis in part.basis {
             forecast.note(&format!("drafting.{}", basis.quantity), basis.how);
         }
-        let Forecast { placement, memory, beyond, caches, .. } = part;
-        forecast.drafting = Some(Part { placement, memory, beyond, caches });
+        let Forecast { placement, memory, beyond, caches, kernels, .. } = part;
+        forecast.drafting = Some(Part { placement, memory, beyond, caches, kernels });
         Ok(())
     }
 

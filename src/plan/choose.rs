@@ -562,7 +562,7 @@ mod tests {
 
     #[test]
     fn the_context_holds_the_turn() {
-        let turn = |prompt, depth| Turn { prompt, generate: 512, depth };
+        let turn = |prompt, depth| Turn { prompt, depth, ..Turn::default() };
         assert_eq!(turn_context(turn(4096, 0), 131_072), 4608);
         assert_eq!(turn_context(turn(4096, 16384), 131_072), 20992);
         assert_eq!(turn_context(turn(4096, 16384), 4096), 4096);

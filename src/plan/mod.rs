@@ -391,7 +391,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     let numbers = &candidate.forecast.numbers;
     let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
     if tokens > slot {
-        let Turn { prompt, generate, depth } = request.turn;
+        let Turn { prompt, generate, depth, .. } = request.turn;
         let timed = if depth > 0 { format!("{depth} + ") } else { String::new() };
         let message = format!(
             "the turn that is timed is longer than a slot's context: {timed}{prompt} + {generate} tokens, and {slot} of context"

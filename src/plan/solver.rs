@@ -53,6 +53,8 @@ pub enum Objective {
     Pp,
     /// The longest context, then the time of a turn.
     Context,
+    /// All slots of the server (`-np N`) at once: the time until N such turns are answered.
+    Throughput,
 }
 
 /// What the user left to the planner.
@@ -171,6 +173,7 @@ impl Problem<'_> {
             Objective::Turn | Objective::Context => estimate.turn_seconds,
             Objective::Tg => estimate.speed.tg.recip(),
             Objective::Pp => estimate.speed.pp.recip(),
+            Objective::Throughput => estimate.speed.together.map_or(estimate.turn_seconds, |all| all.turn_seconds),
         }
     }
 }

@@ -215,7 +215,7 @@ mod tests {
                 tier("RPC0", 3 * GIB, Some(8 * GIB)),
                 tier(HOST, 14 * GIB, None),
             ],
-            speed: Some((Turn { prompt: 4096, generate: 512, depth: 0 }, speed)),
+            speed: Some((Turn::default(), speed)),
         }
     }
 

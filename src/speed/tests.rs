@@ -33,7 +33,7 @@ fn estimate(model: &Model, machine: &Machine, run: &RunConfig, turn: Turn) -> Es
     predict(&Case { model, machine, run, placement: &forecast.placement, forecast }, turn)
 }
 
-const TURN: Turn = Turn { prompt: 4096, generate: 512, depth: 0 };
+const TURN: Turn = Turn { prompt: 4096, generate: 512, depth: 0, acceptance: None };
 
 #[test]
 fn a_turn_is_the_sum_of_its_terms() {
@@ -154,7 +154,7 @@ fn published_figures_are_within_the_tables_word() {
     ];
     let model = model("qwen3-30b-a3b");
     for (card, phase, published) in rows {
-        let turn = Turn { prompt: 2048, generate: 128, depth: 0 };
+        let turn = Turn { prompt: 2048, generate: 128, ..TURN };
         let predicted = estimate(&model, &machine(card), &hosted(0), turn).speed;
         let (found, _) = predicted.of(phase);
         let error = found / published - 1.0;
@@ -342,5 +342,88 @@ proptest::proptest! {
         for (found, real) in [(found.pinned, device.pinned), (found.pageable, device.pageable)] {
             proptest::prop_assert!((found / real - 1.0).abs() < 0.15, "{found} for {real}");
         }
+    }
+}
+
+/// A launch of llama-server with experts of 24 blocks on the host, as a person types it.
+fn served(model: &Model, words: &str) -> RunConfig {
+    let line = format!("llama-server -m m.gguf -ngl 99 -ncmoe 24 -c 40960 -lm none -fit off {words}");
+    let words: Vec<String> = line.split(' ').map(String::from).collect();
+    let mut run = crate::run::parse::command(&words, &std::collections::BTreeMap::new()).unwrap().run;
+    run.infer_speculation(model.draft.as_ref().and_then(|draft| draft.speculation()));
+    run
+}
+
+#[test]
+fn a_pass_yields_its_own_token_and_the_drafts_before_the_first_that_is_not_taken() {
+    for share in [0.0_f64, 0.3, 0.7, 1.0] {
+        for drafted in 0..7 {
+            // By cases: exactly k are taken with the probability p^k (1 − p), all with p^n.
+            let taken = |k: u32| share.powf(f64::from(k)) * if k == drafted { 1.0 } else { 1.0 - share };
+            let mean: f64 = (0..=drafted).map(|k| taken(k) * f64::from(k + 1)).sum();
+            let found = Acceptance::try_from(share).unwrap().tokens_per_pass(drafted);
+            assert!((found - mean).abs() < 1e-12, "{share} {drafted}: {found} {mean}");
+        }
+    }
+    for wrong in [-0.1, 1.1, f64::NAN] {
+        assert!(Acceptance::try_from(wrong).is_err());
+    }
+    assert!("70%".parse::<Acceptance>().is_err());
+}
+
+#[test]
+fn speculation_gains_by_its_acceptance_alone_and_never_without_one() {
+    let machine = machine("NVIDIA GeForce RTX 3090");
+    let mut drafted = model("qwen3-30b-a3b");
+    drafted.draft =
+        Some(crate::synth::model("qwen3-30b-a3b", &Wish { blocks: Some(3), ..Wish::default() }).unwrap().into());
+    let draft = "-md d.gguf -ngld 99 --spec-type draft-simple --spec-draft-n-max 3";
+    for (model, words) in [(&model("qwen3.6-35b-a3b-mtp"), "-np 1 --spec-type draft-mtp"), (&drafted, draft)] {
+        let run = served(model, words);
+        let of = |acceptance: Option<f64>| {
+            let acceptance = acceptance.map(|share| share.try_into().unwrap());
+            estimate(model, &machine, &run, Turn { acceptance, ..TURN })
+        };
+        let without = of(None).speed;
+        assert!(without.basis.ends_with("; speculation is not counted"), "{}", without.basis);
+        assert_eq!(without.speculation, None);
+        let with = [0.0, 0.5, 0.9, 1.0].map(|share| of(Some(share)));
+        for (at, estimate) in with.iter().enumerate() {
+            let speculation = estimate.speed.speculation.unwrap();
+            assert!((speculation.tg_without / without.tg - 1.0).abs() < 1e-12, "{words}");
+            assert!((estimate.speed.pp / without.pp - 1.0).abs() < 1e-12, "{words}");
+            assert!(at == 0 || estimate.speed.tg > with[at - 1].speed.tg * 1.1, "{words}");
+            assert!(estimate.speed.uncertainty_tg >= 0.3);
+            let sum: f64 = estimate.terms.iter().map(|term| term.seconds).sum();
+            assert!((sum / estimate.turn_seconds - 1.0).abs() < 1e-9, "{words}");
+        }
+        // What is drafted in vain costs time, and reads the experts of four tokens.
+        assert!(with[0].speed.tg < without.tg * 0.6, "{words}: {} {}", with[0].speed.tg, without.tg);
+        assert!(with[1].speed.basis.ends_with("; speculation: acceptance 0.5 assumed, 1.9 tokens a pass"));
+    }
+}
+
+#[test]
+fn requests_at_once_share_the_reading_of_weights() {
+    let (model, machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    let of = |slots: u32| estimate(&model, &machine, &served(&model, &format!("-np {slots}")), TURN);
+    let alone = of(1);
+    assert_eq!(alone.speed.together, None);
+    let mut before = alone.speed.tg;
+    for slots in [2, 4, 8] {
+        let found = of(slots);
+        let together = found.speed.together.unwrap();
+        assert_eq!(together.slots, slots);
+        assert!((found.speed.tg / alone.speed.tg - 1.0).abs() < 1e-12, "one request alone is as fast");
+        assert!(together.each < found.speed.tg && together.tg > before, "{together:?}");
+        assert!(together.tg < alone.speed.tg * f64::from(slots));
+        assert!(together.turn_seconds > found.turn_seconds);
+        before = together.tg;
+    }
+    // A device takes over what 32 rows are multiplied with, unless that is forbidden.
+    let each = |words: &str| estimate(&model, &machine, &served(&model, words), TURN).speed.together.unwrap().each;
+    for (slots, is_taken_over) in [(31, false), (32, true)] {
+        let of = |words: &str| each(&format!("-np {slots}{words}"));
+        assert_eq!((of(" --no-op-offload") / of("") - 1.0).abs() > 0.05, is_taken_over, "{slots}");
     }
 }

@@ -56,14 +56,38 @@ impl Work {
     }
 
     /// Adds the sampling of `tokens` tokens from a vocabulary.
-    pub fn sample(&mut self, vocabulary: u32, tokens: u32) {
-        self.add(ON_HOST, Cost::Serial, CANDIDATE * f64::from(vocabulary) * f64::from(tokens));
+    pub fn sample(&mut self, vocabulary: u32, tokens: f64) {
+        self.add(ON_HOST, Cost::Serial, CANDIDATE * f64::from(vocabulary) * tokens);
     }
 }
 
 /// Elements of a mask that take as long as a candidate of a sampler: llama-server copies a token's logits into a list of candidates
 /// and searches it for the best ones (3 ns each on one core of an EPYC, and the copies; llama-bench samples nothing).
 const CANDIDATE: f64 = 1.5;
+
+/// What one pass of generation computes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pass {
+    /// Requests that are served at once, each in a cache of its own.
+    pub slots: f64,
+    /// Rows of each: its last token, and what was drafted after it.
+    pub rows: f64,
+    /// Whether the output is computed too.
+    pub output: bool,
+}
+
+impl Pass {
+    pub const ONE_TOKEN: Self = Self { slots: 1.0, rows: 1.0, output: true };
+}
+
+/// How many rows weights are multiplied with.
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    /// A micro-batch of a prompt.
+    Batch(f64),
+    /// Tokens of a pass of generation, few enough that the host computes its part itself.
+    Decoded(f64),
+}
 
 /// Weights in the same place that are used alike.
 #[derive(Debug, Clone, Copy, Default)]
@@ -234,11 +258,11 @@ impl Layout {
     fn weights(&mut self, case: &Case<'_>) {
         let model = case.model;
         let n_layer = model.hparams.n_layer();
-        let mut stages = vec![[None; STAGES]; n_layer as usize];
+        let mut stages = vec![[None; STAGES]; model.hparams.block_count as usize];
         let logits = model.output();
         for (at, (tensor, copies)) in model.tensors.iter().zip(&case.placement.copies).enumerate() {
-            // NextN blocks draft; speculation is not counted. Of the embedding, rows are looked up.
-            let is_draft = tensor.block.is_some_and(|block| block >= n_layer);
+            // NextN blocks draft, in a context of their own. Of the embedding, rows are looked up.
+            let is_draft = tensor.block.is_some_and(|block| (block >= n_layer) != case.run.mtp_context);
             let is_lookup = tensor.role == Role::TokenEmbd && logits != Some(at);
             let Some(copy) = copies.last().filter(|_| !is_draft && !is_lookup) else { continue };
             let tier = match copy.buffer {
@@ -279,7 +303,8 @@ impl Layout {
         if case.forecast.kernels > 0 && tensors > 0.0 {
             self.kernels_by_tensor = float(case.forecast.kernels as u64) / tensors;
         }
-        let start = case.placement.layers.first().copied().flatten().map_or(ON_HOST, |i| usize::from(i) + 1);
+        let first = if case.run.mtp_context { n_layer as usize } else { 0 };
+        let start = case.placement.layers.get(first).copied().flatten().map_or(ON_HOST, |i| usize::from(i) + 1);
         for large in [0, 1] {
             let mut at = start;
             for stage in stages.iter().flatten().flatten() {
@@ -352,7 +377,15 @@ impl Layout {
         if weights <= room { 0.0 } else { 1.0 - room / weights }
     }
 
-    fn work(&self) -> Work {
+    /// Takes what its target lends a draft without an output of its own.
+    pub fn borrow(&mut self, target: &Self) {
+        self.missing = target.missing;
+        if !self.parts.iter().any(|part| part.output) {
+            self.parts.extend(target.parts.iter().filter(|part| part.output));
+        }
+    }
+
+    pub fn work(&self) -> Work {
         Work { amounts: vec![ByCost::default(); self.states.len()], overlapped: 1.0 }
     }
 
@@ -365,7 +398,7 @@ impl Layout {
             let large = size >= OFFLOAD_ROWS;
             for part in self.parts.iter().filter(|part| !part.output) {
                 let device = self.offload.filter(|_| large && part.copyable);
-                self.multiply(&mut work, part, Some(rows), times, device, 0.0);
+                self.multiply(&mut work, part, Rows::Batch(rows), times, device, 0.0);
             }
             for (tier, bytes) in self.states.iter().enumerate() {
                 work.add(tier, Cost::Cache, times * bytes);
@@ -399,7 +432,7 @@ impl Layout {
             }
         }
         for part in self.parts.iter().filter(|part| part.output) {
-            self.multiply(&mut work, part, None, 1.0, None, 0.0);
+            self.multiply(&mut work, part, Rows::Decoded(1.0), 1.0, None, 0.0);
         }
         if self.pipelined {
             work.overlapped = passes.max(1.0);
@@ -438,16 +471,26 @@ impl Layout {
     /// The work of generating `tokens` tokens after `depth` others.
     pub fn generation(&self, tokens: u32, depth: u32) -> Work {
         let mut work = self.work();
-        let n = f64::from(tokens);
-        for part in &self.parts {
+        self.decode(&mut work, Pass::ONE_TOKEN, f64::from(tokens), f64::from(depth) + f64::from(tokens) / 2.0);
+        work
+    }
+
+    /// Adds `n` passes of generation with `depth` tokens in each slot's cache.
+    pub fn decode(&self, work: &mut Work, pass: Pass, n: f64, depth: f64) {
+        let rows = pass.slots * pass.rows;
+        let large = rows >= f64::from(OFFLOAD_ROWS);
+        for part in self.parts.iter().filter(|part| pass.output || !part.output) {
             // The expert cache: what is in it is read there, what is not is copied into it first.
             let is_cached = self.cache_hits > 0.0 && part.copyable && part.count > 1;
-            let device = self.offload.filter(|_| is_cached);
-            self.multiply(&mut work, part, None, n, device, device.map_or(0.0, |_| self.cache_hits));
+            let device = self.offload.filter(|_| is_cached || large && part.copyable);
+            let hits = if is_cached { device.map_or(0.0, |_| self.cache_hits) } else { 0.0 };
+            let of = if large && !part.output { Rows::Batch(rows) } else { Rows::Decoded(rows) };
+            self.multiply(work, part, of, n, device, hits);
         }
-        let mean_depth = f64::from(depth) + n / 2.0;
-        let attention = self.attention.iter().map(|layer| (layer.tier, layer.bytes * mean_depth.min(layer.reach)));
-        for (tier, bytes) in attention.chain(self.states.iter().copied().enumerate()) {
+        // All rows of a slot look at the same tokens, which are read once; states are read and written for every row.
+        let seen = self.attention.iter().map(|layer| (layer.tier, pass.slots * layer.bytes * depth.min(layer.reach)));
+        let states = self.states.iter().enumerate().map(|(tier, bytes)| (tier, rows * bytes));
+        for (tier, bytes) in seen.chain(states) {
             if tier == ON_HOST {
                 work.add(ON_HOST, Cost::Weights, n * bytes);
                 work.add(ON_HOST, Cost::ByThread, n * bytes / self.threads);
@@ -456,29 +499,37 @@ impl Layout {
             }
         }
         // With the expert cache, the host's experts are computed on a device.
-        self.changes(&mut work, self.cache_hits > 0.0, 1.0, n);
-        work
+        self.changes(work, large || self.cache_hits > 0.0, rows, n);
     }
 
-    /// Changes of tier and the start of a graph, `times` over.
+    /// Changes of tier and the starts of graphs, `times` over.
     fn changes(&self, work: &mut Work, large: bool, rows: f64, times: f64) {
         for (tier, switches) in self.switches.iter().enumerate() {
             let switches = switches[usize::from(large)];
             work.add(tier, Cost::Switch, times * switches);
             work.add(tier, Cost::Pageable, times * switches * rows * self.row);
         }
+        self.start(work, times);
+    }
+
+    /// The start of a graph, `times` over, on the first device with work.
+    pub fn start(&self, work: &mut Work, times: f64) {
         work.add(self.first_device(), Cost::Graph, times);
     }
 
-    /// Weights multiplied with a micro-batch of `rows` rows, or with one row each, `times` over; on `device` where it takes them over
-    /// from the host and has the share `hits` of them already.
-    fn multiply(&self, work: &mut Work, part: &Part, rows: Option<f64>, times: f64, device: Option<Tier>, hits: f64) {
+    /// Weights multiplied with so many rows, `times` over; on `device` where it takes them over from the host and has the share `hits` of
+    /// them already.
+    fn multiply(&self, work: &mut Work, part: &Part, rows: Rows, times: f64, device: Option<Tier>, hits: f64) {
         let tier = device.unwrap_or(part.tier);
         let active = f64::from(part.used) / f64::from(part.count);
-        let share = rows.map_or(active, |rows| touched(part.count, part.used, rows));
-        let bytes = rows.map_or(times * (part.bytes * share), |_| times * part.bytes * share);
+        let (Rows::Batch(n) | Rows::Decoded(n)) = rows;
+        let share = touched(part.count, part.used, n);
+        let bytes = match rows {
+            Rows::Decoded(_) => times * (part.bytes * share),
+            Rows::Batch(_) => times * part.bytes * share,
+        };
         // A device reads weights while it computes; with many rows that hides the reading.
-        if tier == ON_HOST || rows.is_none_or(|rows| rows < f64::from(OFFLOAD_ROWS)) {
+        if tier == ON_HOST || matches!(rows, Rows::Decoded(_)) || n < f64::from(OFFLOAD_ROWS) {
             work.add(tier, Cost::Weights, bytes);
         }
         work.add(tier, Cost::Op, times * part.tensors * self.kernels_by_tensor);
@@ -490,20 +541,20 @@ impl Layout {
             work.add(device, Cost::Offload, times * part.tensors);
         }
         match rows {
-            Some(rows) if tier == ON_HOST => {
+            Rows::Batch(rows) if tier == ON_HOST => {
                 let products = 2.0 * part.element_effort * active * rows;
                 work.add(ON_HOST, Cost::Products, times * products / self.threads_batch);
             }
-            Some(rows) => {
+            Rows::Batch(rows) => {
                 let tile = self.tiles.get(tier).copied().unwrap_or(TILE);
                 let tiled = if part.count > 1 { tiled(part.count, part.used, rows, tile) } else { rows };
                 let products = part.elements * tiled + OUTPUT * part.outputs * active * rows;
                 work.add(tier, Cost::Products, times * 2.0 * products);
             }
-            None if tier == ON_HOST => {
-                work.add(ON_HOST, Cost::ByThread, times * part.effort * active / self.threads);
+            Rows::Decoded(rows) if tier == ON_HOST => {
+                work.add(ON_HOST, Cost::ByThread, times * part.effort * active * rows / self.threads);
             }
-            None => {}
+            Rows::Decoded(_) => {}
         }
     }
 }

@@ -30,7 +30,7 @@ fn command(run: RunConfig, source: ModelSource) -> ParsedCommand {
 }
 
 fn wish(form: Form, runner: Runner) -> Wish {
-    Wish { form, runner, turn: Turn { prompt: 512, generate: 128, depth: 1024 } }
+    Wish { form, runner, turn: Turn { prompt: 512, generate: 128, depth: 1024, acceptance: None } }
 }
 
 fn server(form: Form) -> Wish {

@@ -207,6 +207,17 @@ fn what_is_left_to_the_planner_makes_a_turn_faster() {
     let generation = with_levers(&model, &machine, |request| request.objective = Objective::Tg);
     assert!(generation.check.run.n_ubatch <= chosen.check.run.n_ubatch, "{:?}", generation.args);
     assert!(generation.speed.tg >= chosen.speed.tg);
+    // What serves eight at once best is no slower at it than what serves one best.
+    let [turn, throughput] = [Objective::Turn, Objective::Throughput].map(|objective| {
+        let plan = with_levers(&model, &machine, |request| {
+            (request.objective, request.run.n_parallel) = (objective, Some(8));
+        });
+        assert!(plan.check.fits() && within_budgets(&plan));
+        plan
+    });
+    let seconds = |plan: &Plan| plan.speed.together.unwrap().turn_seconds;
+    assert!(seconds(&throughput) <= seconds(&turn) * 1.005, "{:?} {:?}", throughput.args, turn.args);
+    assert!(turn.turn_seconds <= throughput.turn_seconds * 1.005, "{:?} {:?}", throughput.args, turn.args);
 }
 
 #[test]

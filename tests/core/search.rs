@@ -28,7 +28,9 @@ static SMALL: LazyLock<Vec<Model>> = LazyLock::new(|| {
 /// A request whose space [`brute_force`] knows.
 fn case(objective: Objective) -> Request {
     let levers = Levers { ubatch: true, batch: true, ..Levers::default() };
-    Request { levers, objective, context: ContextChoice::Fixed(2048), ..request(Strategy::Auto) }
+    let n_parallel = (objective == Objective::Throughput).then_some(4);
+    let run = RunConfig { n_parallel, ..RunConfig::default() };
+    Request { run, levers, objective, context: ContextChoice::Fixed(2048), ..request(Strategy::Auto) }
 }
 
 /// Every launch of the space that the planner searches, tried one by one: the least cost of those that fit.
@@ -90,7 +92,9 @@ proptest! {
     fn the_search_equals_brute_force(
         which in 0usize..2,
         budget in 1500u64..5000,
-        objective in prop_oneof![Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp)],
+        objective in prop_oneof![
+            Just(Objective::Turn), Just(Objective::Tg), Just(Objective::Pp), Just(Objective::Throughput)
+        ],
     ) {
         compare(which, budget, objective).map_err(TestCaseError::fail)?;
     }

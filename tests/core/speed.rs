@@ -128,3 +128,85 @@ fn launches_are_predicted(
         }
     }
 }
+
+/// The models that were measured with drafts: a name that `synth` knows, blocks, the file.
+const SPECULATING: [(&str, &str, &str); 3] = [
+    ("qwen3.6-35b-a3b-mtp", "41", "qwen3.5-nextn.gguf"),
+    ("qwen3-30b-a3b", "48", "qwen3-30b-a3b.Q4_K_M.gguf"),
+    ("qwen3-30b-a3b", "3", "draft.gguf"),
+];
+
+/// NextN blocks and a draft model, with the tokens a pass that were measured: generation, and what it gains beside that without drafts.
+/// Samples of one launch differ by a factor of two and more, where others load the same memory: the fastest count, as in a calibration.
+#[test]
+fn speculation_is_predicted() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (model, blocks, file) in SPECULATING {
+        let path = folder.path().join(file);
+        let path = path.to_str().expect("UTF-8");
+        moeplan(&["synth", model, "--recipe", "Q4_K_M", "--blocks", blocks, "-q", "-o", path]);
+    }
+    let machine = data.join("machines/h200-live.json");
+    let (mut errors, mut of_gain) = (Vec::new(), Vec::new());
+    for file in ["h200-mtp.jsonl", "h200-draft.jsonl"] {
+        let rows = std::fs::read_to_string(data.join("measured").join(file)).expect("measured rows");
+        let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+        let of = |kind: &str, config: &str| -> Vec<&Value> {
+            rows.iter().filter(|row| text(row, "kind") == kind && text(row, "config") == config).collect()
+        };
+        let tg = |config: &str, acceptance: Option<f64>| {
+            let samples = of("sample", config).into_iter().filter_map(|row| row["tg"].as_f64());
+            let loaded = of("loaded", config)[0];
+            let argv = loaded["argv"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let model = folder.path().join(text(loaded, "model")).display().to_string();
+            let mut asked: Vec<String> = ["check", "--json", "--vram", "140G", "--prompt", "2048", "--generate", "128"]
+                .map(String::from)
+                .to_vec();
+            asked.extend(["--machine".to_string(), machine.display().to_string()]);
+            asked.extend(acceptance.into_iter().flat_map(|share| ["--acceptance".to_string(), share.to_string()]));
+            asked.extend(["--", "llama-server", "-m", &model].map(String::from));
+            asked.extend(argv.map(|word| match word {
+                "draft.gguf" => folder.path().join(word).display().to_string(),
+                word => word.to_string(),
+            }));
+            let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+            let document: Value = serde_json::from_slice(&moeplan(&asked)).expect("a check");
+            (document["speed"]["tg"].as_f64().expect("a speed"), samples.fold(0.0, f64::max))
+        };
+        let configs: Vec<&str> =
+            rows.iter().filter(|row| text(row, "kind") == "loaded").map(|row| text(row, "config")).collect();
+        for config in configs.iter().filter(|config| config.contains("tokens a pass")) {
+            let plain = config.split(", ").next().expect("a name");
+            let sample = of("sample", config)[0];
+            let count = |key: &str| sample[key].as_f64().expect("a count");
+            let tokens_per_pass = count("predicted_n") / (count("predicted_n") - count("draft_n_accepted"));
+            let acceptance = acceptance(tokens_per_pass);
+            let (without, with) = (tg(plain, None), tg(config, Some(acceptance)));
+            let (predicted, measured) = (with.0 / without.0, with.1 / without.1);
+            println!(
+                "| {file} | {config} | {acceptance:.3} | {with:.1?} | {without:.1?} | {predicted:.2} {measured:.2} |"
+            );
+            of_gain.push((predicted / measured - 1.0).abs());
+            errors.push((with.0 / with.1 - 1.0).abs());
+        }
+    }
+    for (what, errors, bounds) in [("the speed", errors, [0.2, 0.35]), ("the gain", of_gain, [0.15, 0.3])] {
+        assert_eq!(errors.len(), 10);
+        let worst = errors.iter().copied().fold(0.0, f64::max);
+        let error = median(errors);
+        println!("{what}: median error {:.0}%, worst {:.0}%", 100.0 * error, 100.0 * worst);
+        assert!([error, worst].iter().zip(bounds).all(|(error, bound)| *error <= bound), "{what} with speculation");
+    }
+}
+
+/// The share of drafts of three tokens that yields so many tokens a pass.
+fn acceptance(tokens_per_pass: f64) -> f64 {
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..50 {
+        let middle = f64::midpoint(low, high);
+        let yields = 1.0 + middle * (1.0 + middle * (1.0 + middle));
+        (low, high) = if yields < tokens_per_pass { (middle, high) } else { (low, middle) };
+    }
+    low
+}

@@ -25,7 +25,7 @@ pub fn request(strategy: Strategy) -> Request {
         run: RunConfig::default(),
         beside: Vec::new(),
         context: ContextChoice::Auto,
-        turn: Turn { prompt: 4096, generate: 512, depth: 0 },
+        turn: Turn::default(),
         margin: Bytes::mib(256),
         strategy,
         objective: Objective::Turn,

@@ -36,6 +36,7 @@ impl Document for Checked {
             Some(Block::Prose(format!("Not counted: {}. Reason: {reason}.", what.join(", "))))
         }));
         page.push(Block::KeyFigures(check.speed.iter().flat_map(speeds).chain(launch(check, &self.model)).collect()));
+        page.push(check.speed.as_ref().and_then(slows));
         page.detail(Block::Command(String::new(), self.command.clone()));
         page.push(self.n_cpu_moe.map(|n| Block::Prose(format!("With `--n-cpu-moe {n}` it fits."))));
         let mended = self.mended.as_ref();
@@ -76,6 +77,7 @@ impl Document for Plan {
         page.push(self.verdict());
         page.push(lints(check, |severity| severity == Severity::Error));
         page.push(Block::KeyFigures(self.figures()));
+        page.push(slows(&self.speed));
         let label = if check.fits() { "" } else { "The launch that is least short, which does not fit" };
         page.push(Block::Command(label.into(), self.command.clone()));
         page.push(by_device(check, self.margin));
@@ -300,12 +302,32 @@ fn memory_of(key: &str) -> &str {
     if key == HOST { "main memory" } else { key }
 }
 
-fn speeds(speed: &Speed) -> [KeyFigure; 2] {
+fn speeds(speed: &Speed) -> Vec<KeyFigure> {
     let off = |phase| format!("tokens/s, predicted {}", speed.within(phase));
-    [
-        KeyFigure::new("Generation", rate(speed.tg), off(Phase::Generate)),
-        KeyFigure::new("Prompt", rate(speed.pp), off(Phase::Prompt)),
-    ]
+    let without = speed.speculation.map(|of| format!("; {} without speculation", rate(of.tg_without)));
+    let alone = speed.together.map_or("tokens/s", |_| "tokens/s alone");
+    let generation = format!("{alone}, predicted {}{}", speed.within(Phase::Generate), without.unwrap_or_default());
+    let together = speed.together.map(|all| {
+        let note = format!(
+            "tokens/s each, {} together, predicted; all are answered in {}",
+            rate(all.tg),
+            seconds(all.turn_seconds)
+        );
+        KeyFigure::new(&format!("{} at once", all.slots), rate(all.each), note)
+    });
+    let generation = KeyFigure::new("Generation", rate(speed.tg), generation);
+    let prompt = KeyFigure::new("Prompt", rate(speed.pp), off(Phase::Prompt));
+    [generation].into_iter().chain(together).chain([prompt]).collect()
+}
+
+/// Says it where speculation does not pay off.
+fn slows(speed: &Speed) -> Option<Block> {
+    let of = speed.speculation.filter(|of| of.tg_without > speed.tg)?;
+    Some(Block::Prose(format!(
+        "Speculation makes generation slower here: {} tokens/s with it, {} without.",
+        rate(speed.tg),
+        rate(of.tg_without)
+    )))
 }
 
 fn launch(check: &Checkup, model: &ModelSummary) -> Vec<KeyFigure> {
@@ -484,7 +506,7 @@ impl Plan {
     }
 
     fn tables(&self) -> Vec<Block> {
-        let Turn { prompt, generate, depth } = self.turn;
+        let Turn { prompt, generate, depth, .. } = self.turn;
         let (prompt, generate) = (thousands(prompt.into()), thousands(generate.into()));
         let contexts = format!("Contexts (-c N), all for a turn of {prompt} + {generate} tokens{}", at_depth(depth));
         let terms = self.why.explain.iter().map(|of| {

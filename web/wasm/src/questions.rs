@@ -18,7 +18,7 @@ use moeplan::gguf::source::hub::{self, HubFile};
 use moeplan::gguf::source::{Limits, Location, Which};
 use moeplan::gguf::{self, Fault, Gguf, Start};
 use moeplan::plan::sweep::{Plans, PlansRow};
-use moeplan::plan::{self, Request, Turn};
+use moeplan::plan::{self, Request};
 use moeplan::report::html;
 use moeplan::report::page::{Block, Document, Report};
 use moeplan::run::sources::{self, Kind};
@@ -406,9 +406,8 @@ impl State {
     fn check(&self, model: &str, text: &str, wish: &Wishes, plan: bool) -> anyhow::Result<Answer> {
         let held = sources::of_text(Kind::of("", text), text, &|_| None)?;
         let machine = wish.machine.machine()?;
-        let Planning { prompt, generate, depth, .. } = wish.planning;
         let margin = wish.margin.as_deref().map(str::parse).transpose()?.unwrap_or_default();
-        let turn = Some(Turn { prompt, generate, depth });
+        let turn = Some(wish.planning.turn());
         let build = wish.planning.build.map(|build| ["--build".to_string(), build.to_string()]);
         let words: Vec<String> = wish.machine.words().into_iter().chain(build.into_iter().flatten()).collect();
         let asked = Asked {
