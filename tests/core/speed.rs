@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use moeplan::machine::Machine;
 use moeplan::memory;
@@ -15,7 +16,15 @@ use moeplan::speed::{self, Case, Speed, Turn};
 use moeplan::synth::{self, Wish};
 use serde_json::Value;
 
+const MOEPLAN: &str = env!("CARGO_BIN_EXE_moeplan");
 const DEPTHS: [u32; 3] = [0, 4096, 16384];
+
+fn moeplan(words: &[&str]) -> Vec<u8> {
+    let output = Command::new(MOEPLAN).args(words).output().expect("moeplan");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "moeplan {words:?}: {said}");
+    output.stdout
+}
 
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
@@ -39,7 +48,7 @@ fn predicted(model: &Model, machine: &Machine, argv: &[&str], depth: u32) -> Spe
     let run = parse::command(&words, &BTreeMap::new()).expect("a command").run;
     let forecast = &memory::forecast(model, machine, &run).expect("a forecast");
     let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
-    speed::predict(&case, Turn { prompt: 2048, generate: 64, depth }).speed
+    speed::predict(&case, Turn { prompt: 2048, generate: 64, depth, acceptance: None }).speed
 }
 
 #[test]
