@@ -435,6 +435,33 @@ const LINTS: &[Rule] = &[
             "keep more on the devices, or take a smaller quantization",
         )
     }),
+    // A container or a unit with a limit: what is over it ends the launch, however much the computer has.
+    ("memory-limited", Info, |facts| {
+        let limit = facts.command.memory.filter(|_| facts.machine.host.outside > Bytes(0))?;
+        found(
+            format!(
+                "the launch may take {limit} of main memory, whatever the computer has: its container or unit is limited"
+            ),
+            "`--memory`, Compose's `mem_limit` or `limits.memory`, systemd's `MemoryMax` set that; the figures count with it",
+        )
+    }),
+    // A build for one kind of devices sees no others (`.devops/*.Dockerfile`, b11434).
+    ("image-of-other-devices", Warning, |facts| {
+        let (backend, devices) = (facts.command.image?, &facts.machine.devices);
+        let other = devices.iter().find(|device| device.backend != Backend::Rpc)?;
+        if devices.iter().any(|device| device.backend == backend) {
+            return None;
+        }
+        let name = format!("{}0", backend.device_prefix().unwrap_or_default());
+        let kind = format!("{backend:?}").to_ascii_lowercase();
+        found(
+            format!(
+                "the container's image is a build for {name} and the like, which has no {}; the figures are for {}",
+                other.name, other.name
+            ),
+            format!("describe the machine with `--backend {kind}`, or take the image for {}", other.name),
+        )
+    }),
     // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
     ("server-memory-beyond-ram", Warning, |facts| {
         let (needs, ram) = (&facts.forecast.host_needs, facts.machine.host.ram?);

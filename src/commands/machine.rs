@@ -58,7 +58,22 @@ impl MachineArgs {
     }
 
     /// What to say of main memory that nobody gave: that it is this computer's.
-    pub fn assumed(&self, machine: &Machine) -> Option<String> {
+    pub fn notes(&self, machine: &Machine) -> Vec<String> {
+        self.assumed(machine).into_iter().chain(self.left_out()).collect()
+    }
+
+    /// The devices that `--budget` gives nothing.
+    fn left_out(&self) -> Option<String> {
+        let budget = &self.described.budget;
+        let is_out = |at: usize| budget.get(at).is_none_or(|size| size.bytes == Bytes(0));
+        let devices = self.described.devices().unwrap_or_default();
+        let name = |at: usize| devices.get(at).map_or_else(|| format!("device {at}"), |device| device.name.clone());
+        let all = 0..devices.len().max(budget.len());
+        let names: Vec<String> = all.filter(|at| !budget.is_empty() && is_out(*at)).map(name).collect();
+        (!names.is_empty()).then(|| format!("note: {} left out: --budget gives nothing of it", names.join(", ")))
+    }
+
+    fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.described.ram.is_none() && self.machine.is_none())?;
         if !self.described.gpu.is_empty() && machine.is_unified() {
             return Some(format!(

@@ -172,7 +172,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         let backend = args.options.machine.described.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable).map(|sweep| sweep.values.as_slice());
     let axes = (of(Variable::Vram), of(Variable::Ctx));
     let varied = usize::from(axes.0.is_some()) + usize::from(axes.1.is_some());
@@ -189,7 +189,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 /// The least of each thing that gives what is wanted.
 fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = asked;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let least = || want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)));
     let mut document = working(output, "planning for other machines", least)?;
     document.model.what_if = what_if;
@@ -218,7 +218,7 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
         counted(weights as u64, "number")
     );
     let machine = args.options.described_machine()?;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
     let shared = || ask::together::together(&all, &machine, &args.weights, bandwidth(args));
     let document = working(output, "planning for each share of the machine", shared)?;
@@ -251,7 +251,7 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
     let each = || (0..).zip(all).map(planned).collect::<anyhow::Result<_>>();
     let rows = working(output, "planning for each model", each)?;
     let machine = args.options.described_machine()?;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let document = Plans { schema: "moeplan/plans/1".into(), machine, rows };
     output.show(&document)?;
     Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })

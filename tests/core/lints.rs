@@ -213,6 +213,20 @@ static CASES: &[Case] = &[
         "docker run x:server-cuda -c 4096",
         "docker run --gpus all x:server-cuda -c 4096",
     ),
+    (
+        "memory-limited",
+        &GPT_OSS,
+        ONE,
+        "docker run --gpus all --memory 8g x:server-cuda -c 4096",
+        "docker run --gpus all --memory 800g x:server-cuda -c 4096",
+    ),
+    (
+        "image-of-other-devices",
+        &GPT_OSS,
+        ONE,
+        "docker run --device /dev/kfd x:server-rocm -c 4096",
+        "docker run --gpus all x:server-cuda -c 4096",
+    ),
     ("koboldcpp", &GPT_OSS, ONE, "koboldcpp --gpulayers 99", "llama-server -ngl 99"),
     ("rule-never-placed", &GLM, ONE, "llama-server -ot 'blk.46.=CPU'", "llama-server -ot 'blk.45.=CPU'"),
     (
