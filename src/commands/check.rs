@@ -117,9 +117,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
     // Without a word about the machine it is this computer, which needs no saying.
-    let assumed = args.machine.assumed(&machine).filter(|_| args.machine.describes_devices());
-    if let Some(note) = assumed {
-        output.say(&note);
+    if args.machine.describes_devices() {
+        args.machine.notes(&machine).iter().for_each(|note| output.say(note));
     }
     // ik_llama.cpp has no builds of its own here.
     let build = match args.dialect {

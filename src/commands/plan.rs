@@ -301,9 +301,8 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         return wanted(args, one, output);
     }
     let described = &args.options.machine;
-    let assumed = described.assumed(&one.machine).filter(|_| described.describes_devices() && args.emit.is_none());
-    if let Some(note) = assumed {
-        output.say(&note);
+    if described.describes_devices() && args.emit.is_none() {
+        described.notes(&one.machine).iter().for_each(|note| output.say(note));
     }
     let mut plan = working(output, "planning", || one.plan(args.emit.is_some()))?;
     let Asked { model, machine, request, .. } = one;
@@ -352,7 +351,12 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
 /// What is guessed of main memory that a plan reads experts from.
 fn guessed(plan: &Plan) -> Option<String> {
     let rates = host_rates(&plan.machine.host);
-    let reads = plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
+    // Of the embedding's table alone a token reads one row.
+    let is_split = plan.placement.routed_expert_bytes_on_host > Bytes(0)
+        || plan.check.overrides.iter().any(|row| row.bytes > Bytes(0))
+        || plan.machine.devices.is_empty()
+        || (0..=plan.model.block_count.cast_signed()).contains(&plan.check.run.n_gpu_layers);
+    let reads = is_split && plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
     (reads && rates.basis.starts_with("guess: host") && plan.machine.host.rates.is_none()).then(|| {
         format!(
             "note: main memory is guessed to be read at {:.0} GB/s: --cpu NAME or --ram 64G@ddr4-3600x2 says what it is",

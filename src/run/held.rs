@@ -542,7 +542,8 @@ fn outside(word: &str, folder: &str, volumes: &[(String, String)]) -> Option<Str
     volumes.sort_by_key(|(_, inside)| std::cmp::Reverse(inside.len()));
     volumes.into_iter().find_map(|(host, at)| {
         let rest = inside.strip_prefix(at.trim_end_matches('/'))?;
-        (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", host.trim_end_matches('/')))
+        let path = format!("{}{rest}", host.trim_end_matches('/'));
+        (rest.is_empty() || rest.starts_with('/')).then(|| path.strip_prefix("./").unwrap_or(&path).to_string())
     })
 }
 

@@ -552,7 +552,10 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
     let (mut found, mut first_error) = (Vec::new(), None);
     let variables: BTreeMap<String, String> =
         files(&project.path(".env")).iter().flat_map(|text| variables(text)).collect();
-    let expand = |text: &str| expanded(text, &variables, true).replace("$$", "$");
+    let expand = |text: &str| {
+        let parts: Vec<String> = text.split("$$").map(|part| expanded(part, &variables, true)).collect();
+        parts.join("$")
+    };
     for (name, _) in project.services(config) {
         let service = &extended(config, &name, &project.folder, files, 0)?;
         let image = service.get("image").and_then(text_of);

@@ -239,6 +239,41 @@ fn services_on_one_card_are_added_up() {
     assert!(text.contains("All of them fit at once.") && !text.contains("  CUDA0"), "{text}");
 }
 
+/// What `plan --emit compose` writes is the plan, in the folder of the file.
+#[test]
+fn an_emitted_compose_file_is_the_plan() {
+    let folder = folder();
+    let at = folder.path();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(at).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let machine = "--vram 24576M,24576M --ram 64G";
+    let written = moeplan(&format!("plan {machine} -c 4096 --emit compose -o compose.yaml x.gguf"));
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let of = |words: &str| serde_json::from_slice::<Value>(&moeplan(words).stdout).unwrap();
+    let plan = of(&format!("plan {machine} -c 4096 --json x.gguf"));
+    let check = of(&format!("check {machine} --json compose.yaml"));
+    assert_eq!((&check["memory"], &check["run"]["n_ubatch"]), (&plan["memory"], &plan["run"]["n_ubatch"]));
+    assert!(check["fits"] == true && check["lints"].as_array().unwrap().iter().all(|lint| lint["severity"] == "info"));
+    // Nobody needs a llama-server to see what would be launched.
+    for words in [
+        "validate --model mine=x.gguf --results r",
+        "run x.gguf",
+        "bench x.gguf",
+        "tune x.gguf",
+        "verify --runtime server x.gguf",
+    ] {
+        let (command, rest) = words.split_once(' ').unwrap();
+        let mut run = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        run.args(format!("{command} --dry-run {machine} -c 4096 {rest}").split(' ')).current_dir(at);
+        let run = run.env("PATH", "").env("HOME", at).env("XDG_CACHE_HOME", at).env_remove("MOEPLAN_LLAMA_SERVER");
+        let found = run.output().unwrap();
+        let said = String::from_utf8_lossy(&found.stderr).into_owned();
+        assert!(found.status.code() != Some(2) && said.contains("no llama-server is here"), "{command}: {said}");
+    }
+}
+
 /// Of llama-swap's groups and a router's models, those that stay loaded are added up; errors name the line and the section.
 #[test]
 fn models_that_stay_loaded_are_added_up() {
