@@ -299,10 +299,11 @@ pub fn check(
     command: &ParsedCommand,
     options: Options<'_>,
 ) -> Result<Checkup, memory::Error> {
-    let Visible { mut machine, notes: selected, cards, missing } = visible::visible(machine, &command.environment);
-    if let Some(card) = missing {
-        return Err(placement::Error::UnknownCard { card, known: placement::known(&machine) }.into());
+    let seen = visible::visible(machine, &command.environment);
+    if let Some(card) = seen.missing {
+        return Err(placement::Error::UnknownCard { card, known: placement::known(machine) }.into());
     }
+    let Visible { mut machine, notes: selected, cards, .. } = seen;
     if let Some(limit) = command.memory {
         machine.host.limit(limit);
     }

@@ -320,36 +320,8 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
 }
 
-/// A Compose file with one service. Compose puts variables in where a `$` is; two are one.
-#[derive(Debug, Serialize)]
-struct ComposeFile {
-    services: BTreeMap<String, Service>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    volumes: BTreeMap<&'static str, BTreeMap<String, String>>,
-}
-
 /// The volume that keeps what llama-server fetches.
 const CACHE: &str = "llama-cache";
-
-#[derive(Debug, Serialize)]
-struct Service {
-    image: String,
-    ports: [String; 1],
-    volumes: Vec<Volume>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    devices: &'static [&'static str],
-    command: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deploy: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Serialize)]
-struct Volume {
-    r#type: &'static str,
-    source: String,
-    target: String,
-    read_only: bool,
-}
 
 /// The image of llama.cpp's that knows a kind of devices, and the files of the system that its container needs (docs/docker.md, b11434).
 const IMAGES: [(Backend, &str, &[&str]); 5] = [
@@ -374,7 +346,6 @@ pub(super) fn compose_file(
         whom: "these devices",
         instead: "llama.cpp has no image for them: use --emit shell",
     })?;
-    let escaped = |text: &str| text.replace('$', "$$");
     let mut folders: Vec<String> = Vec::new();
     let mut inside: BTreeMap<&str, String> = BTreeMap::new();
     for file in files {
@@ -402,34 +373,29 @@ pub(super) fn compose_file(
         _ => None,
     });
     let port = port.unwrap_or("8080");
-    let words = command.iter().skip(1).map(|word| escaped(inside.get(word.as_str()).unwrap_or(word)));
-    let cards = serde_json::json!({ "resources": { "reservations": { "devices": [
-        { "driver": "nvidia", "count": "all", "capabilities": ["gpu"] }
-    ] } } });
-    let volume = |(at, folder): (usize, &String)| Volume {
-        r#type: "bind",
-        source: escaped(folder),
-        target: target(at),
-        read_only: true,
+    // In double quotes no reader takes a word for a number or a truth (`off`); `$$` is one `$`, which would put a variable in.
+    let text = |text: &str| serde_json::Value::from(text.replace('$', "$$")).to_string();
+    let volume = |(at, folder): (usize, &String)| {
+        format!("      - {{type: bind, source: {}, target: {}, read_only: true}}\n", text(folder), text(&target(at)))
     };
-    let cache = fetches.then(|| Volume {
-        r#type: "volume",
-        source: CACHE.to_string(),
-        target: "/root/.cache".to_string(),
-        read_only: false,
-    });
-    let service = Service {
-        image: format!("ghcr.io/ggml-org/llama.cpp:{image}"),
-        ports: [format!("127.0.0.1:{port}:{port}")],
-        volumes: folders.iter().enumerate().map(volume).chain(cache).collect(),
-        devices,
-        command: words.collect(),
-        deploy: Some(cards).filter(|_| backend == Backend::Cuda),
+    let cache = fetches.then(|| format!("      - {{type: volume, source: {CACHE}, target: /root/.cache}}\n"));
+    let volumes: String = folders.iter().enumerate().map(volume).chain(cache).collect();
+    let word = |word: &String| text(inside.get(word.as_str()).unwrap_or(word));
+    let line = |group: &[String]| format!("      {},\n", group.iter().map(word).collect::<Vec<_>>().join(", "));
+    let words: String = groups(command.get(1..).unwrap_or_default()).into_iter().map(line).collect();
+    let devices = if devices.is_empty() { String::new() } else { format!("    devices: [{}]\n", devices.join(", ")) };
+    let cards = if backend == Backend::Cuda {
+        "    deploy: {resources: {reservations: {devices: [{driver: nvidia, count: all, capabilities: [gpu]}]}}}\n"
+    } else {
+        ""
     };
-    let name = name.to_ascii_lowercase();
-    let volumes = fetches.then(|| (CACHE, BTreeMap::new())).into_iter().collect();
-    serde_yaml::to_string(&ComposeFile { services: [(name, service)].into(), volumes })
-        .map_err(|error| Error::ReadBack { form: "compose", problem: error.to_string() })
+    let kept = if fetches { format!("volumes: {{{CACHE}: {{}}}}\n") } else { String::new() };
+    Ok(format!(
+        "services:\n  {}:\n    image: ghcr.io/ggml-org/llama.cpp:{image}\n    ports: [{}]\n    \
+         volumes:\n{volumes}{devices}{cards}    command: [\n{words}    ]\n{kept}",
+        text(&name.to_ascii_lowercase()),
+        text(&format!("127.0.0.1:{port}:{port}")),
+    ))
 }
 
 /// Where the container sees a folder.

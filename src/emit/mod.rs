@@ -198,7 +198,7 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
         return replay(note.message.clone());
     }
     same_run(wish, &launch.expected, &read.run)?;
-    // `--emit args` leaves the model to the caller; its head is put back before reading.
+    // `--emit args` leaves the model to the caller; its head is put back before reading. A volume may begin with `./`.
     let plain = |source: &ModelSource| match source {
         ModelSource::Path(path) => ModelSource::Path(path.strip_prefix(".").unwrap_or(path).into()),
         other => other.clone(),

@@ -225,7 +225,10 @@ fn services_on_one_card_are_added_up() {
         let document: Value = serde_json::from_slice(&found.stdout).unwrap();
         (found.status.code(), document["checks"][0]["error"].to_string(), ())
     };
-    assert!(code == Some(2) && missing.contains("given card 1 (`device_ids`"), "{missing}");
+    assert!(
+        code == Some(2) && missing.contains("given card 1 (`device_ids`") && missing.contains("known: CPU, CUDA0"),
+        "{missing}"
+    );
     let limited = format!("{{extends: a, mem_limit: 200m, command: -m /m/x.gguf -c 4096 -ngl 0 -lm none -fit off}}");
     std::fs::write(at.join("limited.yaml"), format!("services:\n  a: {service}\n  b: {limited}\n")).unwrap();
     let found = moeplan("check --vram 24576M,1200M --ram 64G --json limited.yaml");
@@ -261,7 +264,7 @@ fn an_emitted_compose_file_is_the_plan() {
         "validate --model mine=x.gguf --results r",
         "run x.gguf",
         "bench x.gguf",
-        "tune x.gguf",
+        "tune --prompt 1024 x.gguf",
         "verify --runtime server x.gguf",
     ] {
         let (command, rest) = words.split_once(' ').unwrap();
