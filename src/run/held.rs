@@ -757,16 +757,15 @@ mod tests {
             .chain([Loaded::Alone, Loaded::UpTo { most: 2, is_said: true }])
             .collect();
         let mut state = 7u64;
-        let mut random = |below: u64| {
+        let mut random = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
+            usize::try_from(state >> 33).unwrap() % below
         };
         for _ in 0..300 {
-            let n = 1 + random(8) as usize;
-            let held: Vec<Held> = (0..n)
-                .map(|_| Held { loaded: kinds[random(kinds.len() as u64) as usize].clone(), ..Held::default() })
-                .collect();
-            let weights: Vec<u64> = (0..n).map(|_| 1 + random(50)).collect();
+            let n = 1 + random(8);
+            let held: Vec<Held> =
+                (0..n).map(|_| Held { loaded: kinds[random(kinds.len())].clone(), ..Held::default() }).collect();
+            let weights: Vec<u64> = (0..n).map(|_| 1 + random(50) as u64).collect();
             let is_allowed = |set: u32| {
                 let of = |kind: &Loaded| (0..n).filter(|at| set >> at & 1 == 1 && held[*at].loaded == *kind).count();
                 let exclusive = [0, 2].iter().filter(|at| of(&kinds[**at]) > 0).count();

@@ -498,11 +498,15 @@ fn extended(config: &Value, name: &str, folder: &str, files: Files<'_>, depth: u
     };
     for volume in each(base.get_mut("volumes")) {
         let short = if volume.is_mapping() { volume.get_mut("source") } else { Some(volume) };
-        short.into_iter().for_each(|path| moved(path, |path| path.starts_with('.')));
+        if let Some(path) = short {
+            moved(path, |path| path.starts_with('.'));
+        }
     }
     for file in each(base.get_mut("env_file")) {
         let path = if file.is_mapping() { file.get_mut("path") } else { Some(file) };
-        path.into_iter().for_each(|path| moved(path, |_| true));
+        if let Some(path) = path {
+            moved(path, |_| true);
+        }
     }
     Ok(merged(base, own))
 }
