@@ -220,16 +220,12 @@ fn services_on_one_card_are_added_up() {
     assert_eq!(at_once["shortfall"]["CUDA1"].as_u64(), Some(each.iter().sum::<u64>() - (1200 << 20)), "{at_once}");
     assert_eq!(found.status.code(), Some(1));
     // A card that is not described, and a container whose limit is too small for what it pins.
-    let (code, missing, _) = {
-        let found = moeplan("check --vram 24576M --ram 64G --json compose.yaml");
-        let document: Value = serde_json::from_slice(&found.stdout).unwrap();
-        (found.status.code(), document["checks"][0]["error"].to_string(), ())
-    };
-    assert!(
-        code == Some(2) && missing.contains("given card 1 (`device_ids`") && missing.contains("known: CPU, CUDA0"),
-        "{missing}"
-    );
-    let limited = format!("{{extends: a, mem_limit: 200m, command: -m /m/x.gguf -c 4096 -ngl 0 -lm none -fit off}}");
+    let found = moeplan("check --vram 24576M --ram 64G --json compose.yaml");
+    let document: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let missing = document["checks"][0]["error"].to_string();
+    assert_eq!(found.status.code(), Some(2));
+    assert!(missing.contains("given card 1 (`device_ids`") && missing.contains("known: CPU, CUDA0"), "{missing}");
+    let limited = "{extends: a, mem_limit: 200m, command: -m /m/x.gguf -c 4096 -ngl 0 -lm none -fit off}";
     std::fs::write(at.join("limited.yaml"), format!("services:\n  a: {service}\n  b: {limited}\n")).unwrap();
     let found = moeplan("check --vram 24576M,1200M --ram 64G --json limited.yaml");
     let document: Value = serde_json::from_slice(&found.stdout).unwrap();
