@@ -888,6 +888,9 @@ impl Calibration {
 pub struct Host {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<Bytes>,
+    /// Main memory beside `ram` that a launch may not use, because its container has a limit.
+    #[serde(skip)]
+    pub outside: Bytes,
     #[serde(default)]
     pub isa: Isa,
     /// Physical cores, if known: the threads that llama.cpp takes without `-t`.
@@ -916,6 +919,14 @@ impl Host {
         let isa = card.and_then(cards::Card::isa).or(of_backend).unwrap_or(self.isa);
         let processor = card.map(|card| card.words.to_ascii_uppercase()).or(self.processor);
         Self { isa, processor, ..self }
+    }
+
+    /// Leaves a launch no more main memory than a container's limit.
+    pub fn limit(&mut self, limit: Bytes) {
+        let outside = self.ram.map_or(Bytes(u64::MAX >> 1), |ram| ram.saturating_sub(limit));
+        if outside > Bytes(0) {
+            (self.ram, self.outside) = (Some(limit), outside);
+        }
     }
 
     /// Says that main memory is read at so many GB/s; a calibration keeps what it knows of the threads.

@@ -16,7 +16,7 @@ const PAUSE = 120;
 /** Type mixes that are compared before a person chooses others. */
 const USUAL = ["Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"];
 const WORDS = {
-  comfortable: "Fits comfortably",
+  comfortable: "Fits",
   tight: "Fits tightly",
   paged: "Does not fit in main memory",
   short: "Does not fit",

@@ -55,7 +55,7 @@ pub fn plan(
     let turn = options.turn?;
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
-    let is_selected = !visible::visible(machine, &command.environment).notes.is_empty();
+    let is_selected = !visible::visible(machine, &command.environment).notes.is_empty() || command.memory.is_some();
     let is_lost = checkup.is_refused() && !checkup.is_mended();
     if !is_launch || !is_counted || is_lost || is_selected {
         return None;

@@ -15,7 +15,7 @@ use crate::memory::{self, HOST, HostNeeds};
 use crate::model::{FileKind, Model, projector};
 use crate::plan::{self, Checked, Variant};
 use crate::rules::Role;
-use crate::run::held::Held;
+use crate::run::held::{self, Held, Loaded};
 use crate::run::{self, Dialect, ModelSource, ParsedCommand, Program, RunConfig, Target, grid, sources};
 use crate::suggest::Refusal;
 
@@ -30,10 +30,17 @@ pub struct Checks {
     pub at_once: Option<AtOnce>,
 }
 
-/// Commands that run at once: the services of a Compose file. Every one has its own context on a card.
+/// Commands that run at once, every one with its own context on a card: the services of a Compose file; of llama-swap's groups, or of
+/// a router's models, those that may be loaded together and are over their budgets by most, or take most of them.
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AtOnce {
+    /// Their names.
+    #[serde(default)]
+    pub commands: Vec<String>,
+    /// How many models llama-server's router keeps, where nobody said it: then a shortfall is no definite no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assumed_most: Option<usize>,
     /// By card of the machine; of `Host` with what each program needs beside its tensors.
     pub memory: BTreeMap<String, Bytes>,
     /// What each may hold; of `Host`, where main memory is known, what is not left to the system.
@@ -45,29 +52,57 @@ pub struct AtOnce {
 impl Checks {
     /// The checks of these commands on `machine`, of which `margin` is kept free on each device.
     pub fn of(checks: Vec<CheckRow>, held: &[Held], machine: &Machine, margin: Bytes) -> Self {
-        let counted: Vec<&Checkup> = checks.iter().filter_map(|row| Some(&row.checked()?.checkup)).collect();
-        let is_told = counted.len() > 1 && held.iter().all(|held| held.is_at_once);
-        let at_once = is_told.then(|| AtOnce::of(&counted, machine, margin));
+        let counted = |at: usize| checks.get(at).and_then(|row| Some(&row.checked()?.checkup));
+        // What weighs most on one device may be light on another: the heaviest of each is looked at.
+        let names = machine.devices.iter().map(|card| card.name.as_str()).chain([HOST]);
+        let all = names.filter_map(|name| {
+            let of =
+                |at: usize| counted(at).map_or(0, |check| AtOnce::taken(check).get(name).map_or(0, |taken| taken.0));
+            let set = held::heaviest(held, of);
+            let known: Vec<&Checkup> = set.iter().filter_map(|at| counted(*at)).collect();
+            let mut all = AtOnce::of(&known, machine, margin);
+            all.commands = set.iter().filter_map(|at| held.get(*at)?.name.clone()).collect();
+            (known.len() > 1).then_some(all)
+        });
+        // By what is missing, then by the share of the budget that is taken.
+        let weight = |all: &AtOnce| {
+            let share = |(name, taken): (&String, &Bytes)| {
+                Some(u128::from(taken.0) * 1000 / u128::from(all.budget.get(name)?.0.max(1)))
+            };
+            (all.shortfall.values().copied().sum::<Bytes>(), all.memory.iter().filter_map(share).max())
+        };
+        let assumed_most = held.iter().find_map(|held| match held.loaded {
+            Loaded::UpTo { most, is_said: false } => Some(most),
+            _ => None,
+        });
+        let at_once = all.max_by_key(weight).map(|all| AtOnce { assumed_most, ..all });
         Self { schema: "moeplan/checks/1".into(), checks, at_once }
     }
 }
 
 impl AtOnce {
+    /// What one command takes, by card of the machine.
+    fn taken(check: &Checkup) -> BTreeMap<String, Bytes> {
+        let mut memory: BTreeMap<String, Bytes> = BTreeMap::new();
+        let fitted = check.fit.as_ref().filter(|_| check.verdict == Some(Verdict::AfterFit));
+        for (name, row) in fitted.map_or(&check.memory, |fit| &fit.memory) {
+            let name = if memory::is_host(name) { HOST } else { check.card(name) };
+            *memory.entry(name.to_string()).or_default() += row.counted();
+        }
+        let HostNeeds { process, logits, checkpoints, .. } = check.host_needs;
+        *memory.entry(HOST.to_string()).or_default() += process + logits + checkpoints;
+        memory
+    }
+
     fn of(counted: &[&Checkup], machine: &Machine, margin: Bytes) -> Self {
         let mut memory: BTreeMap<String, Bytes> = BTreeMap::new();
-        for check in counted {
-            let fitted = check.fit.as_ref().filter(|_| check.verdict == Some(Verdict::AfterFit));
-            for (name, row) in fitted.map_or(&check.memory, |fit| &fit.memory) {
-                let name = if memory::is_host(name) { HOST } else { check.card(name) };
-                *memory.entry(name.to_string()).or_default() += row.counted();
-            }
-            let HostNeeds { process, logits, checkpoints, .. } = check.host_needs;
-            *memory.entry(HOST.to_string()).or_default() += process + logits + checkpoints;
+        for (name, taken) in counted.iter().flat_map(|check| Self::taken(check)) {
+            *memory.entry(name).or_default() += taken;
         }
         let mut budget: BTreeMap<String, Bytes> =
             machine.devices.iter().map(|card| (card.name.clone(), card.total.saturating_sub(margin))).collect();
-        let reserve = counted.iter().map(|check| check.host_needs.reserve).max().unwrap_or_default();
-        budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram.saturating_sub(reserve))));
+        let pinned = counted.iter().map(|check| check.host_needs.pinned).max().unwrap_or_default();
+        budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram.saturating_sub(memory::reserve(ram, pinned)))));
         budget.retain(|name, _| memory.contains_key(name));
         let is_mapped = counted.iter().any(|check| check.mapped_span.is_some());
         let over = |(name, budget): (&String, &Bytes)| {
@@ -75,7 +110,7 @@ impl AtOnce {
             (over > Bytes(0) && !(is_mapped && name == HOST)).then(|| (name.clone(), over))
         };
         let shortfall = budget.iter().filter_map(over).collect();
-        Self { memory, budget, shortfall }
+        Self { commands: Vec::new(), assumed_most: None, memory, budget, shortfall }
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::bytes::Bytes;
 use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, Machine, Ram, possible};
+use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, HostRates, Machine, Ram, cards, possible};
 use crate::speed::{prices, table};
 use crate::suggest::{Hint as _, Refusal, did_you_mean};
 
@@ -62,6 +62,9 @@ pub struct Described {
     pub backend: Option<Backend>,
 }
 
+/// By which share predictions of a host with several sockets may well be off: nobody measured one.
+const OF_SOCKETS: f64 = 0.6;
+
 impl Described {
     /// Whether something is said of the host.
     pub fn describes_host(&self) -> bool {
@@ -99,8 +102,13 @@ impl Described {
 
     /// Writes what is said of the host over what is known of it.
     pub fn describe(&self, host: &mut Host) -> Result<(), Refusal> {
+        let mut sockets = 1;
+        let mut of_sockets = None;
         if let Some(name) = &self.cpu {
-            let full = processors::full_name(name);
+            let (count, one) =
+                cards::counted(name).filter(|(count, _)| matches!(count, 2 | 4 | 8)).unwrap_or((1, name.as_str()));
+            sockets = u32::try_from(count).unwrap_or(1);
+            let full = processors::full_name(one);
             let known = processors::named(&full);
             if known == Processor::default() || (known.family.is_some() && self.cores.is_none()) {
                 // Of a family's other processors the cores are what is missing, not another name.
@@ -121,8 +129,11 @@ impl Described {
                 ));
             }
             let isa = known.isa.unwrap_or_default();
-            (host.cores, host.threads, host.isa) = (known.cores, known.threads, isa);
+            let of_all = |count: Option<u32>| count.map(|count| count * sockets);
+            (host.cores, host.threads, host.isa) = (of_all(known.cores), of_all(known.threads), isa);
+            let full = if sockets > 1 { format!("{sockets}x {full}") } else { full };
             (host.processor, host.rates) = (Some(full), None);
+            of_sockets = known.memory.map(|memory| table::memory(memory) * f64::from(sockets));
         }
         if self.cores == Some(0) {
             return Err(Refusal::new("a processor of 0 cores", "give its physical cores, or leave them out"));
@@ -140,6 +151,19 @@ impl Described {
             }
             possible(bandwidth).map_err(|error| Refusal::new(format!("--memory-bandwidth {bandwidth}"), error))?;
             host.set_memory(table::memory(bandwidth));
+            of_sockets = None;
+        }
+        if sockets > 1 {
+            let note = "llama.cpp reads all sockets' memory at full speed only with --numa, which is not modelled";
+            host.note = Some(host.note.take().map_or(note.to_string(), |before| format!("{before}; {note}")));
+            let basis =
+                host.processor.as_ref().map(|name| format!("table: {name}, the memory of all sockets together"));
+            let given = host.rates.take();
+            host.rates = of_sockets.map(HostRates::of_memory).or(given).map(|rates| HostRates {
+                uncertainty: OF_SOCKETS,
+                basis: basis.filter(|_| of_sockets.is_some()).unwrap_or_default(),
+                ..rates
+            });
         }
         Ok(())
     }

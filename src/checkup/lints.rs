@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{OverrideGroup, OverrideRow, RefusedCaches};
 use crate::arch::Arch;
 use crate::bytes::Bytes;
+use crate::gguf::Value;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::caches::{self, CacheKind};
 use crate::memory::compute::VULKAN_BUFFER;
@@ -141,6 +142,20 @@ const LINTS: &[Rule] = &[
         found(
             "llama-server loads the draft model and frees it again: no kind of speculation is enabled".to_string(),
             format!("add `--spec-type draft-{kind}`"),
+        )
+    }),
+    // A draft model's tokens must be the target's (`common/speculative.cpp` `common_speculative_are_compatible`, which the server's
+    // `load_model` catches, b11434).
+    ("draft-vocabulary-differs", Warning, |facts| {
+        let is_simple = facts.run.n_draft > 0 && facts.run.target.dialect == Dialect::LlamaCpp;
+        let draft = facts.model.draft.as_ref().filter(|draft| is_simple && draft.drafts().is_none())?;
+        let how = vocabularies_differ(facts.model, draft)?;
+        found(
+            format!(
+                "the draft model's vocabulary is another than the target's ({how}): llama-server loads both, says so in its log, and \
+                 then drafts nothing"
+            ),
+            "take a smaller model of the same family as the draft; `--spec-type ngram-simple` needs none",
         )
     }),
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
@@ -433,6 +448,33 @@ const LINTS: &[Rule] = &[
                 missing.min(model)
             ),
             "keep more on the devices, or take a smaller quantization",
+        )
+    }),
+    // A container or a unit with a limit: what is over it ends the launch, however much the computer has.
+    ("memory-limited", Info, |facts| {
+        let limit = facts.command.memory.filter(|_| facts.machine.host.outside > Bytes(0))?;
+        found(
+            format!(
+                "the launch may take {limit} of main memory, whatever the computer has: its container or unit is limited"
+            ),
+            "`--memory`, Compose's `mem_limit` or `limits.memory`, systemd's `MemoryMax` set that; the figures count with it",
+        )
+    }),
+    // A build for one kind of devices sees no others (`.devops/*.Dockerfile`, b11434).
+    ("image-of-other-devices", Warning, |facts| {
+        let (backend, devices) = (facts.command.image?, &facts.machine.devices);
+        let other = devices.iter().find(|device| device.backend != Backend::Rpc)?;
+        if devices.iter().any(|device| device.backend == backend) {
+            return None;
+        }
+        let name = format!("{}0", backend.device_prefix().unwrap_or_default());
+        let kind = format!("{backend:?}").to_ascii_lowercase();
+        found(
+            format!(
+                "the container's image is a build for {name} and the like, which has no {}; the figures are for {}",
+                other.name, other.name
+            ),
+            format!("describe the machine with `--backend {kind}`, or take the image for {}", other.name),
         )
     }),
     // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
@@ -794,6 +836,32 @@ fn noted<'a>(notes: impl IntoIterator<Item = &'a Note>) -> Vec<Lint> {
         lints.push(Lint { code: code.clone(), severity, message: message.clone(), hint: hint.clone() });
     }
     lints
+}
+
+/// In what llama.cpp finds the vocabularies of a target and its draft model to differ, as far as their keys say it: of the tokens
+/// themselves, which must be equal from the sixth on, a header is read without the texts.
+fn vocabularies_differ(target: &Model, draft: &Model) -> Option<String> {
+    const MOST: u32 = 128;
+    let [of_target, of_draft] = [target, draft].map(|model| model.hparams.vocab_size);
+    if of_target.abs_diff(of_draft) > MOST {
+        let [of_draft, of_target] = [of_draft, of_target].map(|n| thousands(n.into()));
+        return Some(format!("{of_draft} tokens and {of_target}; {MOST} apart at most"));
+    }
+    let key = |model: &Model, name: &str| model.hparams.metadata.get(&format!("tokenizer.ggml.{name}")).cloned();
+    let both = |name: &str| Some([key(draft, name)?, key(target, name)?]);
+    let kinds = both("model").and_then(|[one, other]| Some([one.as_str()?.to_string(), other.as_str()?.to_string()]));
+    // Both are llama.cpp's BPE.
+    let kind = |name: &String| if name == "gemma4" { "gpt2".to_string() } else { name.clone() };
+    if let Some([one, other]) = kinds.filter(|[one, other]| kind(one) != kind(other)) {
+        return Some(format!("of the kinds {one} and {other}"));
+    }
+    ["bos", "eos"].into_iter().find_map(|token| {
+        let added = both(&format!("add_{token}_token"))?;
+        let is_added = added.each_ref().map(|added| *added == Value::Bool(true));
+        let ids = both(&format!("{token}_token_id"))?;
+        let differs = is_added[0] != is_added[1] || (is_added[0] && ids[0] != ids[1]);
+        differs.then(|| format!("another {} token, or added in one only", token.to_ascii_uppercase()))
+    })
 }
 
 impl<'a> Facts<'a> {

@@ -299,7 +299,14 @@ pub fn check(
     command: &ParsedCommand,
     options: Options<'_>,
 ) -> Result<Checkup, memory::Error> {
-    let Visible { machine, notes: selected, cards } = visible::visible(machine, &command.environment);
+    let seen = visible::visible(machine, &command.environment);
+    if let Some(card) = seen.missing {
+        return Err(placement::Error::UnknownCard { card, known: placement::known(machine) }.into());
+    }
+    let Visible { mut machine, notes: selected, cards, .. } = seen;
+    if let Some(limit) = command.memory {
+        machine.host.limit(limit);
+    }
     let machine = &machine;
     let mut run = carried_out(model, machine, command)?;
     // llama.cpp projects with load mode none, whatever the launch then uses.

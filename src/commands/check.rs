@@ -11,7 +11,7 @@ use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
 use super::{Outcome, Output, model_arg};
 use crate::ask;
-use crate::ask::check::{Asked, CheckRow, Checks, Models, hugging_face, load, read_projector};
+use crate::ask::check::{Asked, AtOnce, CheckRow, Checks, Models, hugging_face, load, read_projector};
 use crate::checkup::{Checkup, Options, Verdict};
 use crate::cli::Format;
 use crate::cli::help::OWN;
@@ -127,9 +127,8 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
     // Without a word about the machine it is this computer, which needs no saying.
-    let assumed = args.machine.assumed(&machine).filter(|_| args.machine.describes_devices());
-    if let Some(note) = assumed {
-        output.say(&note);
+    if args.machine.describes_devices() {
+        args.machine.notes(&machine).iter().for_each(|note| output.say(note));
     }
     // ik_llama.cpp has no builds of its own here.
     let build = match args.dialect {
@@ -201,7 +200,8 @@ pub(super) fn told(checks: Vec<CheckRow>, output: &Output) -> anyhow::Result<Out
 fn told_all(all: &Checks, output: &Output) -> anyhow::Result<Outcome> {
     let mut outcomes: Vec<Outcome> =
         all.checks.iter().map(|row| row.checked().map_or(Outcome::Untold, |row| outcome(&row.checkup))).collect();
-    if all.at_once.as_ref().is_some_and(|at_once| !at_once.shortfall.is_empty()) {
+    let is_sure = |at_once: &AtOnce| at_once.assumed_most.is_none() && !at_once.shortfall.is_empty();
+    if all.at_once.as_ref().is_some_and(is_sure) {
         outcomes.push(Outcome::No);
     }
     match all.checks.as_slice() {

@@ -25,10 +25,10 @@ use crate::run::held::{self, Held};
 use crate::run::numbers::padded;
 use crate::run::{Dialect, ModelSource, Note, ParsedCommand, RunConfig, Target, args, is_speculation, parse, spelling};
 use crate::runtime::log::Stage;
-use crate::runtime::server::{Server, Step, measurable};
+use crate::runtime::server::{Build, Server, Step, measurable};
 use crate::runtime::{
     DeviceInfo, EMBEDDED_BUILD, Echo, Embedded, Launch, RpcServer, Runtime, bind_software_devices, embedded_isa,
-    machine_of, nvml, software_machine,
+    machine_of, nvml, software_machine, this_program,
 };
 use crate::suggest::Refusal;
 use crate::suite::facts;
@@ -398,7 +398,14 @@ impl EngineArgs {
         if let Some(log) = &self.server_log {
             files::check_append(log)?;
         }
-        let mut server = Server::find(self.llama_server.as_deref())?;
+        let named = self.llama_server.as_deref();
+        let mut server = match Server::find(named) {
+            Err(_) if self.dry_run && named.is_none() => {
+                output.say(&format!("note: no llama-server is here, so the commands are for llama.cpp b{REFERENCE}"));
+                Server::of(this_program()?, Build::assumed())
+            }
+            found => found?,
+        };
         let limit = Duration::from_secs(self.timeout);
         (server.limit, server.stall) = (limit, Duration::from_secs(self.stall));
         server.log.clone_from(&self.server_log);
@@ -462,6 +469,10 @@ impl Engine {
 
     /// What every device of a launch has free before anything is started: by the driver, else by what llama.cpp lists.
     pub fn free(&self, launch: &Launch) -> anyhow::Result<BTreeMap<String, Bytes>> {
+        if matches!(self, Self::Server(server) if !server.build.is_here()) {
+            let free = |device: &Device| (device.name.clone(), device.total);
+            return Ok(launch.machine.devices.iter().map(free).collect());
+        }
         let listed = self.runtime().devices(&launch.machine.rpc_servers(&launch.run.rpc))?;
         let mut free: BTreeMap<String, Bytes> = listed.into_iter().map(|device| (device.name, device.free)).collect();
         free.extend(nvml::listed().into_iter().map(|device| (device.name, device.free)));

@@ -58,7 +58,22 @@ impl MachineArgs {
     }
 
     /// What to say of main memory that nobody gave: that it is this computer's.
-    pub fn assumed(&self, machine: &Machine) -> Option<String> {
+    pub fn notes(&self, machine: &Machine) -> Vec<String> {
+        self.assumed(machine).into_iter().chain(self.left_out()).collect()
+    }
+
+    /// The devices that `--budget` gives nothing.
+    fn left_out(&self) -> Option<String> {
+        let budget = &self.described.budget;
+        let is_out = |at: usize| budget.get(at).is_none_or(|size| size.bytes == Bytes(0));
+        let devices = self.described.devices().unwrap_or_default();
+        let name = |at: usize| devices.get(at).map_or_else(|| format!("device {at}"), |device| device.name.clone());
+        let all = 0..devices.len().max(budget.len());
+        let names: Vec<String> = all.filter(|at| !budget.is_empty() && is_out(*at)).map(name).collect();
+        (!names.is_empty()).then(|| format!("note: --budget leaves out {}", names.join(", ")))
+    }
+
+    fn assumed(&self, machine: &Machine) -> Option<String> {
         let ram = machine.host.ram.filter(|_| self.described.ram.is_none() && self.machine.is_none())?;
         if !self.described.gpu.is_empty() && machine.is_unified() {
             return Some(format!(
@@ -218,6 +233,12 @@ mod tests {
     use super::*;
     use crate::machine::{Calibration, HostRates, Isa};
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
     fn machine(devices: &[&str]) -> Machine {
         let devices = devices.iter().map(|text| Device::parse(text).unwrap()).collect();
         Machine::new(devices, Host::default()).unwrap()
@@ -356,11 +377,6 @@ mod tests {
 
     #[test]
     fn a_machine_in_words_reads_back() {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            machine: MachineArgs,
-        }
         for words in [
             "--vram 24G,12GiB,24GB,23.5G --backend vulkan --ram 64G@ddr5-6000x2 --cores 8",
             "--gpu RTX_4090,RTX_3090=24G --budget 20G,1000B --cpu Ryzen_7950X --memory-bandwidth 83.2",
@@ -376,6 +392,44 @@ mod tests {
             let again = of(typed.words());
             assert_eq!(format!("{again:?}"), format!("{typed:?}"), "{words}");
         }
+    }
+
+    #[test]
+    fn sockets_add_up_and_are_less_certain() {
+        let of = |words: &[&str]| {
+            let words = std::iter::once("x").chain(words.iter().copied()).map(str::to_string);
+            <Line as clap::Parser>::parse_from(words).machine.machine().unwrap().host
+        };
+        let one = of(&["--vram", "24G", "--ram", "256G", "--cpu", "EPYC 9654"]);
+        assert!(one.note.is_none() && one.rates.is_none());
+        let rates = crate::speed::prices::host_rates(&one);
+        for name in ["2x EPYC 9654", "EPYC 9654 x2"] {
+            let two = of(&["--vram", "24G", "--ram", "256G", "--cpu", name]);
+            assert_eq!([two.cores, two.threads], [one.cores, one.threads].map(|count| count.map(|count| 2 * count)));
+            let both = crate::speed::prices::host_rates(&two);
+            assert!((both.memory - 2.0 * rates.memory).abs() < 1e-9 && both.uncertainty_tg > rates.uncertainty_tg);
+            assert_eq!(both.basis, "table: 2x EPYC 9654, the memory of all sockets together");
+            assert!(two.note.unwrap().contains("--numa"));
+        }
+        let given = of(&["--vram", "24G", "--ram", "256G", "--cpu", "2x EPYC 9654", "--memory-bandwidth", "300"]);
+        let given = crate::speed::prices::host_rates(&given);
+        assert!(given.memory < rates.memory && given.basis.ends_with("except your figures"), "{}", given.basis);
+        // A model's number is no count.
+        assert_eq!(of(&["--vram", "24G", "--ram", "64G", "--cpu", "5900X"]).cores, Some(12));
+    }
+
+    #[test]
+    fn devices_without_a_budget_are_named() {
+        let of = |words: &str| {
+            let words = std::iter::once("x").chain(words.split(' ')).map(str::to_string);
+            <Line as clap::Parser>::parse_from(words).machine.left_out()
+        };
+        let out = |names: &str| Some(format!("note: --budget leaves out {names}"));
+        assert_eq!(of("--vram 24G,24G,24G --budget 24G,0,8G"), out("CUDA1"));
+        assert_eq!(of("--vram 24G,24G,24G --budget 24G"), out("CUDA1, CUDA2"));
+        assert_eq!(of("--budget 0,24G"), out("device 0"));
+        assert_eq!(of("--vram 24G,24G --budget 24G,8G"), None);
+        assert_eq!(of("--vram 24G,24G"), None);
     }
 
     #[test]

@@ -172,7 +172,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
         let backend = args.options.machine.described.backend.unwrap_or(Backend::Cuda);
         machine.devices = Device::of_budgets(backend, &[Bytes(0)])?;
     }
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let of = |variable| args.sweep.iter().find(|sweep| sweep.variable == variable).map(|sweep| sweep.values.as_slice());
     let axes = (of(Variable::Vram), of(Variable::Ctx));
     let varied = usize::from(axes.0.is_some()) + usize::from(axes.1.is_some());
@@ -189,7 +189,7 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 /// The least of each thing that gives what is wanted.
 fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = asked;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let least = || want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)));
     let mut document = working(output, "planning for other machines", least)?;
     document.model.what_if = what_if;
@@ -218,7 +218,7 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
         counted(weights as u64, "number")
     );
     let machine = args.options.described_machine()?;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
     let shared = || ask::together::together(&all, &machine, &args.weights, bandwidth(args));
     let document = working(output, "planning for each share of the machine", shared)?;
@@ -251,7 +251,7 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
     let each = || (0..).zip(all).map(planned).collect::<anyhow::Result<_>>();
     let rows = working(output, "planning for each model", each)?;
     let machine = args.options.described_machine()?;
-    args.options.machine.assumed(&machine).iter().for_each(|note| output.say(note));
+    args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let document = Plans { schema: "moeplan/plans/1".into(), machine, rows };
     output.show(&document)?;
     Ok(if document.rows.iter().any(|row| row.point.fits) { Outcome::Yes } else { Outcome::No })
@@ -301,9 +301,8 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         return wanted(args, one, output);
     }
     let described = &args.options.machine;
-    let assumed = described.assumed(&one.machine).filter(|_| described.describes_devices() && args.emit.is_none());
-    if let Some(note) = assumed {
-        output.say(&note);
+    if described.describes_devices() && args.emit.is_none() {
+        described.notes(&one.machine).iter().for_each(|note| output.say(note));
     }
     let mut plan = working(output, "planning", || one.plan(args.emit.is_some()))?;
     let Asked { model, machine, request, .. } = one;
@@ -352,7 +351,12 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
 /// What is guessed of main memory that a plan reads experts from.
 fn guessed(plan: &Plan) -> Option<String> {
     let rates = host_rates(&plan.machine.host);
-    let reads = plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
+    // Of the embedding's table alone a token reads one row.
+    let is_split = plan.placement.routed_expert_bytes_on_host > Bytes(0)
+        || plan.check.overrides.iter().any(|row| row.bytes > Bytes(0))
+        || plan.machine.devices.is_empty()
+        || (0..=plan.model.block_count.cast_signed()).contains(&plan.check.run.n_gpu_layers);
+    let reads = is_split && plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
     (reads && rates.basis.starts_with("guess: host") && plan.machine.host.rates.is_none()).then(|| {
         format!(
             "note: main memory is guessed to be read at {:.0} GB/s: --cpu NAME or --ram 64G@ddr4-3600x2 says what it is",

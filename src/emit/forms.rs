@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::bytes::{Bytes, MIB};
+use crate::machine::Backend;
 use crate::run::command::quoted;
 use crate::run::flags::new_load_mode;
 use crate::run::held::Held;
@@ -317,6 +318,89 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
     let groups = group.into_iter().map(|group| ("together".to_string(), group)).collect();
     serde_yaml::to_string(&SwapConfig { models, groups, hooks })
         .map_err(|error| Error::ReadBack { form: "llama-swap", problem: error.to_string() })
+}
+
+/// The volume that keeps what llama-server fetches.
+const CACHE: &str = "llama-cache";
+
+/// The image of llama.cpp's that knows a kind of devices, and the files of the system that its container needs (docs/docker.md, b11434).
+const IMAGES: [(Backend, &str, &[&str]); 5] = [
+    (Backend::Cuda, "server-cuda", &[]),
+    (Backend::Rocm, "server-rocm", &["/dev/kfd", "/dev/dri"]),
+    (Backend::Vulkan, "server-vulkan", &["/dev/dri"]),
+    (Backend::Sycl, "server-intel", &["/dev/dri"]),
+    (Backend::Cpu, "server", &[]),
+];
+
+/// The Compose file of a command: llama.cpp's image for `backend`, the folders of `files` mounted read-only, all cards. The port is open to
+/// this computer only. `fetches`: the model is fetched, and kept in a volume.
+pub(super) fn compose_file(
+    name: &str,
+    command: &[String],
+    files: &[String],
+    backend: Backend,
+    fetches: bool,
+) -> Result<String, Error> {
+    let (_, image, devices) = IMAGES.iter().find(|(known, ..)| *known == backend).ok_or(Error::NoSuchForm {
+        form: "compose",
+        whom: "these devices",
+        instead: "llama.cpp has no image for them: use --emit shell",
+    })?;
+    let mut folders: Vec<String> = Vec::new();
+    let mut inside: BTreeMap<&str, String> = BTreeMap::new();
+    for file in files {
+        // Elsewhere than on Windows a backslash is a letter of a name.
+        let is_drive = file.get(1..2) == Some(":");
+        let ends: &[char] = if is_drive { &['/', '\\'] } else { &['/'] };
+        let (folder, name) = file.rsplit_once(ends).unwrap_or((".", file));
+        if folder.get(if is_drive { 2.. } else { 0.. }).is_some_and(|folder| folder.contains(':')) {
+            return refuse(file, "holds `:`", "a volume of Compose", "rename the folder");
+        }
+        let is_whole = is_drive || folder.starts_with(['.', '/', '~']);
+        let folder = match folder {
+            "" => "/".to_string(),
+            folder if is_whole => folder.to_string(),
+            folder => format!("./{folder}"),
+        };
+        let at = folders.iter().position(|known| *known == folder).unwrap_or_else(|| {
+            folders.push(folder);
+            folders.len() - 1
+        });
+        inside.insert(file, format!("{}/{name}", target(at)));
+    }
+    let port = command.windows(2).find_map(|pair| match pair {
+        [flag, port] if flag == "--port" => Some(port.as_str()),
+        _ => None,
+    });
+    let port = port.unwrap_or("8080");
+    // In double quotes no reader takes a word for a number or a truth (`off`); `$$` is one `$`, which would put a variable in.
+    let text = |text: &str| serde_json::Value::from(text.replace('$', "$$")).to_string();
+    let volume = |(at, folder): (usize, &String)| {
+        format!("      - {{type: bind, source: {}, target: {}, read_only: true}}\n", text(folder), text(&target(at)))
+    };
+    let cache = fetches.then(|| format!("      - {{type: volume, source: {CACHE}, target: /root/.cache}}\n"));
+    let volumes: String = folders.iter().enumerate().map(volume).chain(cache).collect();
+    let word = |word: &String| text(inside.get(word.as_str()).unwrap_or(word));
+    let line = |group: &[String]| format!("      {},\n", group.iter().map(word).collect::<Vec<_>>().join(", "));
+    let words: String = groups(command.get(1..).unwrap_or_default()).into_iter().map(line).collect();
+    let devices = if devices.is_empty() { String::new() } else { format!("    devices: [{}]\n", devices.join(", ")) };
+    let cards = if backend == Backend::Cuda {
+        "    deploy: {resources: {reservations: {devices: [{driver: nvidia, count: all, capabilities: [gpu]}]}}}\n"
+    } else {
+        ""
+    };
+    let kept = if fetches { format!("volumes: {{{CACHE}: {{}}}}\n") } else { String::new() };
+    Ok(format!(
+        "services:\n  {}:\n    image: ghcr.io/ggml-org/llama.cpp:{image}\n    ports: [{}]\n    \
+         volumes:\n{volumes}{devices}{cards}    command: [\n{words}    ]\n{kept}",
+        text(&name.to_ascii_lowercase()),
+        text(&format!("127.0.0.1:{port}:{port}")),
+    ))
+}
+
+/// Where the container sees a folder.
+fn target(at: usize) -> String {
+    if at == 0 { "/models".to_string() } else { format!("/models-{}", at.saturating_add(1)) }
 }
 
 #[cfg(test)]

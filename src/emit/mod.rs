@@ -1,4 +1,4 @@
-//! A plan in the form that somebody's tools read: arguments, a script, an env file, a preset, a llama-swap model.
+//! A plan in the form that somebody's tools read: arguments, a script, an env file, a preset, a llama-swap model, a Compose file.
 //!
 //! Every form is read back by code that reads as its program would, and must give the plan's launch and placement, or
 //! nothing is emitted.
@@ -42,6 +42,8 @@ pub enum Form {
     Ini,
     /// A model of llama-swap's configuration.
     LlamaSwap,
+    /// A Compose file with llama.cpp's image.
+    Compose,
 }
 
 /// The program that the form is for.
@@ -98,6 +100,7 @@ impl Form {
             Self::Env => "env",
             Self::Ini => "ini",
             Self::LlamaSwap => "llama-swap",
+            Self::Compose => "compose",
         }
     }
 }
@@ -187,7 +190,7 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
     let launch = launch(command, source, wish)?;
     forms::printable(&launch.words())?;
     let needs = of_card(model, machine, &command.run).filter(|_| matches!(wish.form, Form::Shell | Form::PowerShell));
-    let (text, notes, read) = written(&launch, source, wish, needs)?;
+    let (text, notes, read) = written(&launch, source, wish, needs, machine)?;
     let replay = |what: String| Err(Error::Replay { form: wish.form.name(), what });
     // The reader found nothing odd, and what was expected.
     // Whether a repository has a projector is not known here.
@@ -195,16 +198,24 @@ pub fn emit(model: &Model, machine: &Machine, command: &ParsedCommand, wish: Wis
         return replay(note.message.clone());
     }
     same_run(wish, &launch.expected, &read.run)?;
-    // `--emit args` leaves the model to the caller; its head is put back before reading.
-    if read.model.as_ref() != Some(source) {
+    // `--emit args` leaves the model to the caller; its head is put back before reading. A volume may begin with `./`.
+    let plain = |source: &ModelSource| match source {
+        ModelSource::Path(path) => ModelSource::Path(path.strip_prefix(".").unwrap_or(path).into()),
+        other => other.clone(),
+    };
+    if read.model.as_ref().map(plain) != Some(plain(source)) {
         return replay("its model".to_string());
     }
     same_placement(model, machine, wish, [&command.run, &read.run])?;
     let relative = matches!(source, ModelSource::Path(path) if path.is_relative())
-        && matches!(wish.form, Form::Env | Form::Ini | Form::LlamaSwap);
+        && matches!(wish.form, Form::Env | Form::Ini | Form::LlamaSwap | Form::Compose);
     let where_from = relative.then(|| {
-        "the model's path is relative: it is resolved where the server is started; give moeplan an absolute path"
-            .to_string()
+        let begins = if wish.form == Form::Compose {
+            "begins in the file's folder"
+        } else {
+            "is resolved where the server is started"
+        };
+        format!("the model's path is relative: it {begins}; give moeplan an absolute path")
     });
     Ok(Emitted { text, notes: launch.notes.into_iter().chain(notes).chain(where_from).collect() })
 }
@@ -233,10 +244,10 @@ fn reads(form: Form, runner: Runner, dialect: Dialect) -> Result<(), Error> {
         (Runner::LlamaBench, Dialect::Ik, _) => {
             refuse("ik_llama.cpp's llama-bench", "moeplan does not know its syntax")
         }
-        (Runner::LlamaBench, _, Form::Env | Form::Ini | Form::LlamaSwap) => {
+        (Runner::LlamaBench, _, Form::Env | Form::Ini | Form::LlamaSwap | Form::Compose) => {
             refuse("llama-bench", "it reads arguments only: use --emit args, shell or powershell")
         }
-        (_, Dialect::Ik, Form::Env | Form::Ini) => {
+        (_, Dialect::Ik, Form::Env | Form::Ini | Form::Compose) => {
             refuse("ik_llama.cpp", "it is not known to read it: use args, shell, powershell or llama-swap")
         }
         _ => Ok(()),
@@ -273,12 +284,13 @@ fn of_card(model: &Model, machine: &Machine, run: &RunConfig) -> Option<Bytes> {
     Some(forecast.total(&card.name))
 }
 
-/// The text, what it does not say, and the command that its reader makes of it. `needs`: of a card.
+/// The text, what it does not say, and the command that its reader makes of it. `needs`: of a card of `machine`.
 fn written(
     launch: &Launch,
     source: &ModelSource,
     wish: Wish,
     needs: Option<Bytes>,
+    machine: &Machine,
 ) -> Result<(String, Vec<String>, ParsedCommand), Error> {
     let (form, args) = (wish.form.name(), launch.words());
     let name = forms::name_of(source);
@@ -297,6 +309,18 @@ fn written(
             notes.extend(forms::only_posix(&args));
             forms::swap_models(&[(name, args)])?
         }
+        Form::Compose => {
+            let run = &launch.expected;
+            let own = match source {
+                ModelSource::Path(path) => Some(path.display().to_string()),
+                _ => None,
+            };
+            let beside = [&run.mmproj, &run.draft_model].into_iter().flatten().cloned();
+            let files: Vec<String> = own.into_iter().chain(beside).collect();
+            let of_devices = machine.devices.iter().map(|device| device.backend);
+            let backend = of_devices.into_iter().find(|backend| *backend != Backend::Rpc).unwrap_or(Backend::Cpu);
+            forms::compose_file(&name, &args, &files, backend, !matches!(source, ModelSource::Path(_)))?
+        }
     };
     let held = match wish.form {
         Form::Args => {
@@ -308,6 +332,7 @@ fn written(
         Form::Env => forms::only(Kind::Env, &text),
         Form::Ini => forms::only(Kind::Preset, &text),
         Form::LlamaSwap => forms::only(Kind::LlamaSwap, &text),
+        Form::Compose => forms::only(Kind::Compose, &text),
     };
     let held = held.map_err(|problem| Error::ReadBack { form, problem })?;
     Ok((text, notes, forms::read(&held, launch.expected.target, form)?))

@@ -15,19 +15,22 @@ pub struct Processor {
     pub memory: Option<f64>,
     /// GFLOP/s of a thread in micro-batches, where they are not those of its instruction set.
     pub products: Option<f64>,
+    /// The one kind of memory that it takes (`ddr4`), where it is a desktop processor of such a family.
+    pub takes: Option<&'static str>,
     /// The row of many processors by which it is known, where no row of its own is.
     pub family: Option<&'static str>,
 }
 
-/// A row: its words, then cores, threads, instruction set, memory, products.
-type Row = (&'static str, [&'static str; 5]);
+/// A row: its words, then cores, threads, instruction set, memory, products, kind of memory.
+type Row = (&'static str, [&'static str; 6]);
 
 fn rows() -> impl Iterator<Item = Row> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#')).skip(1);
     lines.filter_map(|line| {
         let mut cells = line.split('\t');
         let words = cells.next()?;
-        Some((words, [cells.next()?, cells.next()?, cells.next()?, cells.next()?, cells.next()?]))
+        let cells: Vec<_> = cells.collect();
+        Some((words, cells.try_into().ok()?))
     })
 }
 
@@ -36,11 +39,12 @@ pub fn known() -> impl Iterator<Item = (&'static str, Processor)> {
     rows().map(|(words, cells)| (words, read(cells)))
 }
 
-fn read([cores, threads, isa, memory, products]: [&str; 5]) -> Processor {
+fn read([cores, threads, isa, memory, products, kind]: [&'static str; 6]) -> Processor {
     let isa = serde_json::from_value(isa.into()).ok();
     let number = |cell: &str| cell.parse().ok();
     let (memory, products) = (number(memory), number(products));
-    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products, family: None }
+    let takes = Some(kind).filter(|kind| *kind != "-");
+    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products, takes, family: None }
 }
 
 /// What the rows say of a processor; processors that are one with their graphics have the memory of those (`Apple M3 Ultra`).
@@ -56,7 +60,8 @@ pub fn named(description: &str) -> Processor {
         found.threads = found.threads.or(row.threads);
         // A family says all of the rest.
         if found.isa.is_none() {
-            (found.isa, found.memory, found.products) = (row.isa, row.memory, row.products);
+            (found.isa, found.memory) = (row.isa, row.memory);
+            (found.products, found.takes) = (row.products, row.takes);
             found.family = row.isa.map(|_| *pattern).filter(|pattern| pattern.contains('#'));
         }
     }
@@ -67,33 +72,6 @@ pub fn named(description: &str) -> Processor {
         (found.isa, found.memory) = (card.isa(), card.figures.map(|figures| figures.bandwidth));
     }
     found
-}
-
-/// The one kind of memory that families of desktop processors take, in two channels. Sources: the sockets' (AM4, AM5, LGA 1151 and 1200)
-/// data sheets; those of Intel from the 12th to the 14th generation take two kinds.
-const TAKE: [(&str, &str); 13] = [
-    ("ryzen 1#00*", "ddr4"),
-    ("ryzen 2#00*", "ddr4"),
-    ("ryzen 3#00*", "ddr4"),
-    ("ryzen 3950x", "ddr4"),
-    ("ryzen 4#00*", "ddr4"),
-    ("ryzen 5#00*", "ddr4"),
-    ("ryzen 5950x", "ddr4"),
-    ("ryzen 7#00*", "ddr5"),
-    ("ryzen 7950x*", "ddr5"),
-    ("ryzen 8#00*", "ddr5"),
-    ("ryzen 9#00*", "ddr5"),
-    ("ryzen 9950x*", "ddr5"),
-    ("core ultra 2##*", "ddr5"),
-];
-
-/// The kind of memory that a desktop processor takes (`ddr4`), where it is one and known.
-pub fn takes(description: &str) -> Option<&'static str> {
-    let description = description.to_ascii_lowercase();
-    let words: Vec<&str> = description.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    let is_meant = |row: &str| row.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
-    let is_other = words.iter().any(|word| matches!(*word, "threadripper" | "ai"));
-    TAKE.iter().find(|(row, _)| !is_other && is_meant(row)).map(|(_, kind)| *kind)
 }
 
 /// The names that a mistyped one may have meant.
@@ -177,7 +155,7 @@ mod tests {
             ("AMD Ryzen AI MAX+ 395", None),
             ("EPYC 9654", None),
         ] {
-            assert_eq!(takes(name), kind, "{name}");
+            assert_eq!(named(name).takes, kind, "{name}");
         }
     }
 
@@ -185,7 +163,7 @@ mod tests {
     fn every_line_reads() {
         let lines = TABLE.lines().filter(|line| !line.starts_with('#')).skip(1);
         for line in lines {
-            assert_eq!(line.split('\t').count(), 6, "{line}");
+            assert_eq!(line.split('\t').count(), 7, "{line}");
         }
         for (words, row) in known() {
             assert!(row.cores.is_some() || row.isa.is_some(), "{words}");

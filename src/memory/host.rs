@@ -57,7 +57,10 @@ impl HostNeeds {
         let logits = Bytes(logits.saturating_add(width.saturating_mul(numbers.n_batch.into())).saturating_mul(4));
         let process = PROGRAM + Bytes(vocab_size.saturating_mul(PER_TOKEN));
         let pinned = pinned(model, machine, forecast, logits);
-        let reserve = machine.host.ram.map_or(Bytes(0), |ram| reserve(ram, pinned));
+        // A limit leaves memory outside of it to the system already.
+        let outside = machine.host.outside;
+        let reserve = |ram: Bytes| reserve(Bytes(ram.0.saturating_add(outside.0)), pinned).saturating_sub(outside);
+        let reserve = machine.host.ram.map_or(Bytes(0), reserve);
         let mut needs = Self { process, logits, prompt_cache: Some(Bytes(0)), reserve, pinned, ..Self::default() };
         if matches!(run.program, Program::Server | Program::Cli) {
             let each = checkpoint(forecast);
@@ -103,7 +106,7 @@ impl HostNeeds {
 
 /// An eighth of main memory, 1 GiB at least and 4 at most; and a sixteenth of what is pinned, 12 GiB at most. No source gives these
 /// figures: they are what is left to a desktop and its file cache, docs/plan.md says them.
-fn reserve(ram: Bytes, pinned: Bytes) -> Bytes {
+pub fn reserve(ram: Bytes, pinned: Bytes) -> Bytes {
     for_system(Bytes(ram.0 / 8)) + for_pinned(pinned)
 }
 

@@ -32,7 +32,7 @@ use crate::suggest::Hint;
 pub use caches::Caches;
 use compute::Compute;
 pub use context::ContextPerToken;
-pub use host::HostNeeds;
+pub use host::{HostNeeds, reserve};
 pub use projector::Projector;
 
 pub use crate::placement::HOST;

@@ -89,7 +89,7 @@ pub(super) fn unknown(machine: &Machine, flag: &str, name: &str) -> Error {
 }
 
 /// The buffer types that could be named, comma separated.
-pub(super) fn known(machine: &Machine) -> String {
+pub(crate) fn known(machine: &Machine) -> String {
     let names = machine.devices.iter().map(|device| device.buffer.as_str());
     std::iter::once("CPU").chain(names).collect::<Vec<_>>().join(", ")
 }

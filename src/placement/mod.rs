@@ -2,6 +2,7 @@
 
 mod buffers;
 mod devices;
+pub(crate) use devices::known;
 pub mod pattern;
 mod shares;
 mod tensors;
@@ -149,6 +150,10 @@ pub struct Mapped {
 pub enum Error {
     #[error("`{flag}` names `{name}`, which this machine does not have; known: {known}")]
     UnknownDevice { flag: String, name: String, known: String },
+    #[error(
+        "the container is given card {card} (`device_ids`, `--gpus` or NVIDIA_VISIBLE_DEVICES), which this machine does not have; known: {known}"
+    )]
+    UnknownCard { card: usize, known: String },
     #[error("`{word}`: llama.cpp has {name} only if `--rpc` names its server, {server}")]
     NoServer { word: String, name: String, server: String },
     #[error("`{origin} {pattern}={buffer}`: no buffer type `{buffer}` here; known: {known}")]
@@ -173,9 +178,17 @@ impl Hint for Error {
                 format!("describe the server before `--`: --device 'RPC0[{name}]=SIZE'")
             }
             Self::NoServer { server, .. } => format!("add `--rpc {server}` to the command, after `--`"),
-            Self::UnknownDevice { name, .. } => {
-                format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE")
+            Self::UnknownDevice { name, known, .. } => {
+                let number = |name: &str| name.trim_start_matches(char::is_alphabetic).to_string();
+                let is_same = |other: &&str| !number(name).is_empty() && number(other) == number(name);
+                match known.split(", ").find(is_same) {
+                    Some(other) => format!(
+                        "here it is `{other}`; for a machine with {name}, describe it before `--`: --device {name}=SIZE"
+                    ),
+                    None => format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"),
+                }
             }
+            Self::UnknownCard { .. } => "cards are counted from 0; describe all of them: --vram SIZE,SIZE".into(),
             Self::UnknownBuffer { buffer, .. } if buffer.contains("Host") || buffer == "CPU_REPACK" => {
                 "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself"
                     .into()
@@ -322,7 +335,7 @@ fn overrides(machine: &Machine, run: &RunConfig) -> Result<Vec<(Pattern, Target)
         } else {
             let found = machine.devices.iter().position(|device| device.buffer == entry.buffer);
             let Some(index) = found.and_then(|i| u16::try_from(i).ok()) else {
-                let known = devices::known(machine);
+                let known = known(machine);
                 return Err(Error::UnknownBuffer { origin, pattern, buffer, known });
             };
             devices::must_be_registered(machine, index, &run.rpc, &format!("{origin} {pattern}={buffer}"))?;

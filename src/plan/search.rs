@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::patterns::{self, TensorSet, key};
-use super::solver::{Candidate, Problem, Strategy};
+use super::solver::{Candidate, Objective, Problem, Strategy, TIE};
 use crate::bytes::Bytes;
 use crate::machine::Device;
 use crate::memory::compute::Compute;
@@ -376,7 +376,10 @@ impl<'a> Stage<'a> {
     /// What launches are compared by: their cost, and what a micro-batch unlike llama.cpp's own must be worth.
     fn score(&self, estimate: &Estimate, n_ubatch: u32) -> f64 {
         let doublings = (f64::from(n_ubatch) / f64::from(USUAL_UBATCH)).log2();
-        let dearer = if doublings < 0.0 { WORTH } else { WORTH_DOUBLING * doublings };
+        // Generation does not depend on it: there a larger one is weighed by the prompts alone.
+        let doubling =
+            if self.problem.request.objective == Objective::Tg { TIE * WORTH_DOUBLING } else { WORTH_DOUBLING };
+        let dearer = if doublings < 0.0 { WORTH } else { doubling * doublings };
         self.problem.cost(estimate) * (1.0 + dearer)
     }
 

@@ -38,6 +38,9 @@ pub enum Strategy {
     Rules,
 }
 
+/// Speeds that differ by no more than this share are the same.
+pub const TIE: f64 = 0.001;
+
 /// What the best launch is best at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -167,13 +170,20 @@ impl Problem<'_> {
         speed::predict(&Case { model: self.model, machine: self.machine, run, placement, forecast }, self.request.turn)
     }
 
-    /// What the objective wants least of: seconds of a turn, or of a token.
+    /// What the objective wants least of: seconds of a turn, or of a token. Of launches with the same speed within [`TIE`], the one
+    /// whose other speed is the higher.
     pub fn cost(&self, estimate: &Estimate) -> f64 {
+        let (turn, speed) = (&self.request.turn, &estimate.speed);
+        // Which share of the turn that other speed takes.
+        let with = |seconds: f64, tokens: u32, other: f64| {
+            let share = f64::from(tokens) / other / estimate.turn_seconds;
+            seconds * (1.0 + if share.is_finite() { TIE * share } else { 0.0 })
+        };
         match self.request.objective {
             Objective::Turn | Objective::Context => estimate.turn_seconds,
-            Objective::Tg => estimate.speed.tg.recip(),
-            Objective::Pp => estimate.speed.pp.recip(),
-            Objective::Throughput => estimate.speed.together.map_or(estimate.turn_seconds, |all| all.turn_seconds),
+            Objective::Tg => with(speed.tg.recip(), turn.prompt, speed.pp),
+            Objective::Pp => with(speed.pp.recip(), turn.generate, speed.tg),
+            Objective::Throughput => speed.together.map_or(estimate.turn_seconds, |all| all.turn_seconds),
         }
     }
 }

@@ -172,7 +172,7 @@ const KITS: [&str; 12] = [
 
 /// The kits that a host takes, as far as its processor says it, with GB/s of their data sheets; the slowest first.
 fn kits(host: &Host) -> impl Iterator<Item = (&'static str, f64)> + use<> {
-    let takes = host.processor.as_deref().and_then(processors::takes);
+    let takes = host.processor.as_deref().and_then(|name| processors::named(name).takes);
     let is_taken = move |kit: &&&str| takes.is_none_or(|kind| kit.starts_with(kind) && kit.ends_with("x2"));
     KITS.iter().filter(is_taken).filter_map(|kit| Some((*kit, format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth?)))
 }
@@ -509,7 +509,7 @@ impl<'a> Asked<'a> {
             ));
         }
         // A known processor takes one kind; what it is not sold with is no answer.
-        if let Some(name) = machine.host.processor.as_deref().filter(|name| processors::takes(name).is_some()) {
+        if let Some(name) = machine.host.processor.as_deref().filter(|name| processors::named(name).takes.is_some()) {
             let mut last = None;
             for (kit, bandwidth) in kits(&machine.host) {
                 let answer = self.with_memory_speed(machine, bandwidth, Some(kit))?;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use super::config::RunConfig;
 use super::dialect::LastBlocks;
 use super::{Note, args};
+use crate::bytes::Bytes;
 use crate::gguf::source::{Location, Which};
+use crate::machine::Backend;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedCommand {
@@ -20,12 +22,17 @@ pub struct ParsedCommand {
     pub beside: Vec<String>,
     /// Variables that select the cards it sees.
     pub environment: BTreeMap<String, String>,
+    /// What of main memory it may use, where a container or systemd limits that.
+    pub memory: Option<Bytes>,
+    /// The kind of devices that its container's image is built for, where the tag says so.
+    pub image: Option<Backend>,
 }
 
 impl ParsedCommand {
     /// A launch of a model, in llama.cpp's own flags.
     pub fn new(run: RunConfig, model: Option<ModelSource>) -> Self {
-        Self { run, model, notes: Vec::new(), last_blocks: None, beside: Vec::new(), environment: BTreeMap::new() }
+        let (notes, beside, environment) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { run, model, notes, last_blocks: None, beside, environment, memory: None, image: None }
     }
 
     pub(super) fn note(&mut self, code: &'static str, message: String, hint: Option<String>) {

@@ -10,6 +10,8 @@ use regex::Regex;
 
 use super::config::Program;
 use super::{Error, Note, koboldcpp, pasted};
+use crate::bytes::Bytes;
+use crate::machine::Backend;
 
 /// One launch, taken out of what held it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,8 +23,74 @@ pub struct Held {
     /// Which of several it is: the name of a section, a model or a service.
     pub name: Option<String>,
     pub notes: Vec<Note>,
-    /// Whether it runs at once with the others of its file: the services of a Compose file do.
-    pub is_at_once: bool,
+    /// What of main memory it may use, where a container or systemd limits that.
+    pub memory: Option<Bytes>,
+    /// The kind of devices that its container's image is built for, where the tag says so.
+    pub image: Option<Backend>,
+    /// The lines of a preset that its words come from.
+    pub lines: BTreeMap<usize, Vec<String>>,
+    /// Beside which others of its file it may be loaded.
+    pub loaded: Loaded,
+}
+
+/// Beside which others of its file a command's model may be loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Loaded {
+    /// Not known, or beside none.
+    #[default]
+    Alone,
+    /// llama-server's router keeps `most` of its models; `is_said`: somebody gave that number.
+    UpTo {
+        most: usize,
+        is_said: bool,
+    },
+    In(Group),
+}
+
+/// A group of llama-swap, or of services that all run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    /// One member at a time.
+    pub swap: bool,
+    /// It and other exclusive groups unload one another.
+    pub is_exclusive: bool,
+}
+
+impl Group {
+    /// One whose members are all loaded.
+    pub(super) fn of_all(name: &str) -> Self {
+        Self { name: name.to_string(), swap: false, is_exclusive: false }
+    }
+}
+
+/// Which commands, by their places, may be loaded together and weigh most; none where each is loaded alone.
+pub fn heaviest(held: &[Held], weight: impl Fn(usize) -> u64) -> Vec<usize> {
+    let sum = |set: &[usize]| set.iter().map(|at| weight(*at)).sum::<u64>();
+    let mut groups: BTreeMap<&str, (&Group, Vec<usize>)> = BTreeMap::new();
+    let mut of_router: Vec<usize> = Vec::new();
+    let mut kept = 0;
+    for (at, held) in held.iter().enumerate() {
+        match &held.loaded {
+            Loaded::Alone => {}
+            Loaded::UpTo { most, .. } => {
+                kept = *most;
+                of_router.push(at);
+            }
+            Loaded::In(group) => groups.entry(&group.name).or_insert_with(|| (group, Vec::new())).1.push(at),
+        }
+    }
+    of_router.sort_by_key(|at| std::cmp::Reverse(weight(*at)));
+    of_router.truncate(kept);
+    let sets = groups.into_values().map(|(group, members)| {
+        let largest = members.iter().copied().max_by_key(|at| weight(*at));
+        (group.is_exclusive, if group.swap { largest.into_iter().collect() } else { members })
+    });
+    let (exclusive, beside): (Vec<_>, Vec<_>) = sets.partition(|(is_exclusive, _)| *is_exclusive);
+    let one = exclusive.into_iter().max_by_key(|(_, set)| sum(set));
+    let mut set: Vec<usize> = beside.into_iter().chain(one).flat_map(|(_, set)| set).chain(of_router).collect();
+    set.sort_unstable();
+    set
 }
 
 /// Reads a file that a command names (`--env-file`).
@@ -82,6 +150,14 @@ const RUNNERS: [&str; 3] = ["docker", "podman", "nerdctl"];
 /// What llama.cpp's images start by a word of their tag (`.devops/*.Dockerfile`), and what the full one's first word means
 /// (`.devops/tools.sh`).
 const ENTRYPOINTS: [(&str, &str); 2] = [("light", "llama-cli"), ("server", "llama-server")];
+/// What the tags of llama.cpp's images say of the devices that their builds know.
+const BACKENDS: [(&str, Backend); 5] = [
+    ("cuda", Backend::Cuda),
+    ("rocm", Backend::Rocm),
+    ("vulkan", Backend::Vulkan),
+    ("intel", Backend::Sycl),
+    ("musa", Backend::Musa),
+];
 const TOOLS: [(&str, &str, &str); 5] = [
     ("--server", "-s", "llama-server"),
     ("--run", "-r", "llama-cli"),
@@ -238,8 +314,9 @@ impl Held {
             } else if matches!(name, "bash" | "sh" | "zsh" | "powershell" | "pwsh") && rest.len() > 1 {
                 // `bash -c TEXT`: the last word is the text.
                 let text = rest.iter().find(|word| !word.starts_with('-')).and_then(|text| split(text));
-                let Self { environment, words, notes, .. } = of_words(&text.unwrap_or_default(), files)?;
+                let Self { environment, words, notes, memory, .. } = of_words(&text.unwrap_or_default(), files)?;
                 self.environment.extend(environment);
+                self.memory = memory.or(self.memory);
                 self.notes.extend(notes);
                 self.words = words;
                 return Ok(());
@@ -271,6 +348,9 @@ impl Held {
             let takes_value = values.split(' ').any(|name| name == first);
             let value = rest.first().filter(|_| matches!(first.as_str(), "-E" | "--setenv"));
             self.set(value.map(String::as_str).or(first.strip_prefix("--setenv=")).unwrap_or_default());
+            let property = rest.first().filter(|_| matches!(first.as_str(), "-p" | "--property"));
+            let property = property.map(String::as_str).or(first.strip_prefix("--property="));
+            self.memory = property.and_then(|text| limit(text.strip_prefix("MemoryMax=")?)).or(self.memory);
             words = rest.get(usize::from(takes_value)..).unwrap_or_default();
             if first == "--" {
                 break;
@@ -348,10 +428,12 @@ impl Held {
                 "--runtime" => has_device |= value == "nvidia",
                 "--entrypoint" => entrypoint = Some(value),
                 "-w" | "--workdir" => folder = value,
+                "-m" | "--memory" => self.memory = limit(value),
                 _ => {}
             }
         }
         let tag = image.rsplit('/').next().unwrap_or(image);
+        self.image = BACKENDS.iter().find(|(word, _)| tag.contains(word)).map(|(_, backend)| *backend);
         if tag.contains("cuda") && !has_device && !is_exec && !self.environment.contains_key(CONTAINER_DEVICES) {
             self.notes.push(Note {
                 code: "container-without-gpu".into(),
@@ -408,6 +490,15 @@ fn of_image(tag: &str, rest: &[String]) -> Vec<String> {
     std::iter::once(name.unwrap_or(own).to_string()).chain(words.iter().cloned()).collect()
 }
 
+/// `48g`, `512MiB`, bytes alone: sizes of docker, Compose and systemd, all of which count in 1024; `None` for what is no limit.
+pub(super) fn limit(text: &str) -> Option<Bytes> {
+    let text = text.trim().to_ascii_uppercase();
+    let letters = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let (number, unit) = (text.strip_suffix(letters)?, letters.trim_end_matches('B').trim_end_matches('I'));
+    let unit = if unit.is_empty() { "B".to_string() } else { format!("{unit}iB") };
+    format!("{number}{unit}").parse().ok().filter(|limit: &Bytes| limit.0 > 0)
+}
+
 /// `HOST:INSIDE[:ro]`; a drive of Windows has a colon of its own.
 fn volume(value: &str) -> Option<(String, String)> {
     let drive = value.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -446,12 +537,13 @@ fn outside(word: &str, folder: &str, volumes: &[(String, String)]) -> Option<Str
     }
     let inside =
         if word.starts_with('/') { word.to_string() } else { format!("{}/{word}", folder.trim_end_matches('/')) };
-    // Of two volumes, one in the other, the inner one has it.
-    let mut volumes: Vec<_> = volumes.iter().collect();
+    // Of two volumes, one in the other, the inner one has it; of two at one place the later.
+    let mut volumes: Vec<_> = volumes.iter().rev().collect();
     volumes.sort_by_key(|(_, inside)| std::cmp::Reverse(inside.len()));
     volumes.into_iter().find_map(|(host, at)| {
         let rest = inside.strip_prefix(at.trim_end_matches('/'))?;
-        (rest.is_empty() || rest.starts_with('/')).then(|| format!("{}{rest}", host.trim_end_matches('/')))
+        let path = format!("{}{rest}", host.trim_end_matches('/'));
+        (rest.is_empty() || rest.starts_with('/')).then(|| path.strip_prefix("./").unwrap_or(&path).to_string())
     })
 }
 
@@ -653,6 +745,39 @@ mod tests {
         }
         let words = shlex::split("docker run ghcr.io/ggml-org/llama.cpp:server-cuda -m x").unwrap();
         assert_eq!(of_words(&words, &|_| None).unwrap().notes[0].code, "container-without-gpu");
+    }
+
+    /// The heaviest set equals the best of every set that groups and a router allow.
+    #[test]
+    fn the_heaviest_set_is_that_of_brute_force() {
+        let kinds: Vec<Loaded> = [(true, true), (true, false), (false, true), (false, false)]
+            .into_iter()
+            .enumerate()
+            .map(|(at, (swap, is_exclusive))| Loaded::In(Group { name: at.to_string(), swap, is_exclusive }))
+            .chain([Loaded::Alone, Loaded::UpTo { most: 2, is_said: true }])
+            .collect();
+        let mut state = 7u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        for _ in 0..300 {
+            let n = 1 + random(8);
+            let held: Vec<Held> =
+                (0..n).map(|_| Held { loaded: kinds[random(kinds.len())].clone(), ..Held::default() }).collect();
+            let weights: Vec<u64> = (0..n).map(|_| 1 + random(50) as u64).collect();
+            let is_allowed = |set: u32| {
+                let of = |kind: &Loaded| (0..n).filter(|at| set >> at & 1 == 1 && held[*at].loaded == *kind).count();
+                let exclusive = [0, 2].iter().filter(|at| of(&kinds[**at]) > 0).count();
+                exclusive <= 1 && of(&kinds[0]) <= 1 && of(&kinds[1]) <= 1 && of(&kinds[4]) == 0 && of(&kinds[5]) <= 2
+            };
+            let sum = |set: u32| (0..n).filter(|at| set >> at & 1 == 1).map(|at| weights[at]).sum::<u64>();
+            let most = (0..1u32 << n).filter(|set| is_allowed(*set)).map(sum).max();
+            let found = heaviest(&held, |at| weights[at]);
+            let set = found.iter().fold(0, |set, at| set | 1 << at);
+            assert!(is_allowed(set), "{held:?} {found:?}");
+            assert_eq!(Some(sum(set)), most, "{held:?} {weights:?}");
+        }
     }
 
     #[test]

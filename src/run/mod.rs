@@ -66,6 +66,9 @@ pub enum Error {
     NoFile(String),
     #[error("`{line}`: expected {expected}")]
     Line { line: String, expected: &'static str },
+    /// `place`: a line and a section of a file.
+    #[error("{place}: {error}")]
+    In { place: String, error: Box<Self> },
     #[error("cannot be read: {0}")]
     Unread(String),
     #[error("llama-bench would run {0} variants, but moeplan answers at most {1}: give fewer values")]
@@ -82,9 +85,22 @@ pub enum Error {
     BadValue { flag: String, value: String, expected: String },
 }
 
+impl Error {
+    /// The same with where in a file it is.
+    fn of(self, place: String) -> Self {
+        Self::In { place, error: Box::new(self) }
+    }
+
+    /// The same with its line, of a section.
+    fn at_line(self, line: usize, section: Option<&str>) -> Self {
+        self.of(format!("line {line}{}", section.map_or(String::new(), |name| format!(", [{name}]"))))
+    }
+}
+
 impl Hint for Error {
     fn hint(&self) -> Option<Cow<'_, str>> {
         let text = match self {
+            Self::In { error, .. } => return error.hint(),
             Self::UnknownProgram(word) if std::path::Path::new(word).extension().is_some_and(|ext| ext == "gguf") => {
                 format!("check reads a whole command: `moeplan check -- llama-server -m {word} -ngl 99`")
             }

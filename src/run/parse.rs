@@ -41,6 +41,20 @@ pub fn command_for(words: &[String], env: &BTreeMap<String, String>, target: Tar
 
 /// Reads a launch that was taken out of what held it; its own variables win over `env`.
 pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
+    read(held, env, target).map_err(|error| {
+        // Which line of a preset it is about: the one that is refused alone, too.
+        let program = held.words.iter().take(1);
+        let alone =
+            |words: &Vec<String>| Held { words: program.clone().chain(words).cloned().collect(), ..Held::default() };
+        let is_refused = |words| read(&alone(words), &BTreeMap::new(), target).is_err_and(|other| other == error);
+        match held.lines.iter().find(|(_, words)| is_refused(words)) {
+            Some((line, _)) => error.at_line(*line, held.name.as_deref()),
+            None => error,
+        }
+    })
+}
+
+fn read(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
     let mut env = env.clone();
     env.extend(held.environment.clone());
     let (first, words) = held.words.split_first().ok_or(Error::Empty)?;
@@ -65,6 +79,7 @@ pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Re
         of_tests: Vec::new(),
     };
     reader.command.notes.clone_from(&held.notes);
+    (reader.command.memory, reader.command.image) = (held.memory, held.image);
     reader.command.environment = env
         .iter()
         .filter(|(name, _)| visible::selects(name))

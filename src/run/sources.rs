@@ -7,7 +7,7 @@ use serde_yaml::Value;
 
 use super::command::quoted;
 use super::flags::{self, Flag};
-use super::held::{self, Files, Held, assignment, of_words, split};
+use super::held::{self, Files, Group, Held, Loaded, assignment, of_words, split};
 use super::{Error, spelling};
 
 /// How a text holds commands.
@@ -94,9 +94,13 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
             && pair.last().is_some_and(|word| word == "compose")
     });
     if is_compose || is("docker-compose") || is("podman-compose") {
-        let name = after(&["-f", "--file"])
-            .or_else(|| COMPOSE.iter().find(|name| files(name).is_some()).map(ToString::to_string));
-        let name = name.unwrap_or_else(|| COMPOSE[0].to_string());
+        let mut names = all_after(&["-f", "--file"]);
+        if names.is_empty() {
+            let found = |names: &[&str]| names.iter().find(|name| files(name).is_some()).map(ToString::to_string);
+            names.push(found(&COMPOSE).unwrap_or_else(|| COMPOSE[0].to_string()));
+            names.extend(found(&OVERRIDES));
+        }
+        let name = names.first().cloned().unwrap_or_default();
         let folder = after(&["--project-directory"]).or_else(|| Some(name.rsplit_once('/')?.0.to_string()));
         let started = words.iter().skip_while(|word| !STARTING.contains(&word.as_str())).skip(1);
         let project = Project {
@@ -104,18 +108,33 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
             started: started.filter(|word| !word.starts_with('-')).cloned().collect(),
             profiles: Some(all_after(&["--profile"])),
         };
-        let found = compose(&yaml(&read(&name)?)?, files, &project)?;
+        let mut config = Value::Null;
+        for name in &names {
+            config = merged(config, &yaml(&read(name)?)?);
+        }
+        let found = compose(&config, files, &project)?;
         return if found.is_empty() { Err(Error::NoCommand) } else { Ok(found) };
     }
     let held = of_words(words, files)?;
     let Some(at) = held.words.iter().position(|word| word == "--models-preset") else { return Ok(vec![held]) };
     let name = held.words.get(at.saturating_add(1)).cloned().unwrap_or_default();
-    let mut base = held.words;
+    let mut base = held.words.clone();
     base.drain(at..base.len().min(at.saturating_add(2)));
     let of_models = preset(&read(&name)?, base.get(1..).unwrap_or_default())?;
-    let with_variables =
-        |model: Held| Held { environment: held.environment.clone(), notes: held.notes.clone(), ..model };
-    Ok(of_models.into_iter().map(with_variables).collect())
+    let most = after(&["--models-max"]).or_else(|| held.environment.get("LLAMA_ARG_MODELS_MAX").cloned());
+    let most: Option<usize> = most.and_then(|most| most.parse().ok());
+    let Held { environment, notes, memory, image, .. } = held;
+    let of_router = |model: Held| {
+        let (environment, notes) = (environment.clone(), notes.clone());
+        let loaded = match (&model.loaded, most) {
+            // 0 is no limit.
+            (Loaded::UpTo { .. }, Some(0)) => Loaded::In(Group::of_all("router")),
+            (Loaded::UpTo { .. }, Some(most)) => Loaded::UpTo { most, is_said: true },
+            (as_read, _) => as_read.clone(),
+        };
+        Held { environment, notes, memory, image, loaded, ..model }
+    };
+    Ok(of_models.into_iter().map(of_router).collect())
 }
 
 /// Lines of a shell. One that begins with `#` is a comment, unless nothing else is there: then that is root's prompt.
@@ -198,26 +217,35 @@ fn expanded(text: &str, variables: &BTreeMap<String, String>, is_shell: bool) ->
     out
 }
 
-/// A flag and its words.
-type Setting = (&'static Flag, Vec<String>);
+/// Models that llama-server's router keeps loaded where `--models-max` does not say how many (`common/common.h`, b11434).
+const MODELS_MAX: usize = 4;
+
+/// The number of a line, its flag and its words.
+type Setting = (usize, &'static Flag, Vec<String>);
 
 /// The sections of a preset file: keys are flags without dashes, or their variables; `[*]` is for all; `base` is the router's own command
 /// line, which wins (`common/preset.cpp` `parse_ini_from_file`, `common_preset_context::load_from_ini` and
 /// `tools/server/README.md`, b11434). A value ends at the end of its line or at the first `;` or `#`, nothing is quoted.
 pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
     let mut sections: Vec<(String, Vec<Setting>)> = Vec::new();
-    for line in text.lines() {
+    let mut at_startup: Vec<String> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
         let line = line.split([';', '#']).next().unwrap_or_default().trim();
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             sections.push((name.trim().to_string(), Vec::new()));
             continue;
         }
+        let section = sections.last().map(|(name, _)| name.clone());
+        let refused = |expected| Error::Line { line: line.to_string(), expected }.at_line(number, section.as_deref());
         let Some((key, value)) = line.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
             if line.is_empty() {
                 continue;
             }
-            return Err(Error::Line { line: line.to_string(), expected: "KEY = VALUE" });
+            return Err(refused("KEY = VALUE"));
         };
+        if key == "load-on-startup" && matches!(value, "1" | "on" | "true" | "enabled") {
+            at_startup.extend(section.clone());
+        }
         if matches!(key, "version" | "load-on-startup" | "stop-timeout" | "dedup-cache-models") {
             continue;
         }
@@ -244,13 +272,11 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
                 (_, is_off) => Some(word).filter(|_| !is_off),
             };
             if let Some((_, settings)) = sections.last_mut() {
-                settings.extend(word.map(|word| (flag, vec![word])));
+                settings.extend(word.map(|word| (number, flag, vec![word])));
             }
             continue;
         }
-        let (flag, on, word) = words
-            .or_else(of_variable)
-            .ok_or_else(|| Error::Line { line: line.to_string(), expected: "a flag of llama-server" })?;
+        let (flag, on, word) = words.or_else(of_variable).ok_or_else(|| refused("a flag of llama-server"))?;
         let words = match (flag.values, is_off == on) {
             (0, true) => flag.negated().last().map(str::to_string).into_iter().collect(),
             (0, false) => vec![flag.name().to_string()],
@@ -260,22 +286,28 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
             sections.push(("default".to_string(), Vec::new()));
         }
         if let Some((_, settings)) = sections.last_mut() {
-            settings.push((flag, words));
+            settings.push((number, flag, words));
         }
     }
     let shared = sections.iter().find(|(name, _)| name == "*").map_or_else(Vec::new, |(_, settings)| settings.clone());
     let models = sections.iter().filter(|(name, settings)| name != "*" && !(name == "default" && settings.is_empty()));
     let held = models.map(|(name, own)| {
-        let kept = shared.iter().filter(|(flag, _)| own.iter().all(|(other, _)| other.name() != flag.name()));
+        let kept = shared.iter().filter(|(_, flag, _)| own.iter().all(|(_, other, _)| other.name() != flag.name()));
         let settings: Vec<_> = kept.chain(own).collect();
+        let lines = settings.iter().map(|(number, _, words)| (*number, words.clone())).collect();
         let names_model = |name: &str| ["--model", "--hf-repo", "--model-url", "--docker-repo"].contains(&name);
         let mut words = vec!["llama-server".to_string()];
-        if !settings.iter().any(|(flag, _)| names_model(flag.name())) && name.contains('/') {
+        if !settings.iter().any(|(_, flag, _)| names_model(flag.name())) && name.contains('/') {
             words.extend(["-hf".to_string(), name.clone()]);
         }
-        words.extend(settings.into_iter().flat_map(|(_, words)| words.clone()));
+        words.extend(settings.into_iter().flat_map(|(.., words)| words.clone()));
         words.extend(base.iter().cloned());
-        Held { words, name: Some(name.clone()), ..Held::default() }
+        let loaded = match at_startup.as_slice() {
+            [_, _, ..] if at_startup.contains(name) => Loaded::In(Group::of_all("startup")),
+            [_, _, ..] => Loaded::Alone,
+            _ => Loaded::UpTo { most: MODELS_MAX, is_said: false },
+        };
+        Held { words, name: Some(name.clone()), lines, loaded, ..Held::default() }
     });
     Ok(held.collect())
 }
@@ -311,6 +343,16 @@ fn pairs(value: Option<&Value>) -> Vec<String> {
 /// The models of llama-swap's configuration: macros are put in, comments and line ends taken out (its README, "configuration").
 fn llama_swap(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
     let mut found = Vec::new();
+    let groups: Vec<(String, &Value)> = entries(config.get("groups")).collect();
+    let group_of = |model: &str| {
+        let members = |group: &Value| group.get("members").and_then(Value::as_sequence).cloned().unwrap_or_default();
+        let is_in =
+            |(_, group): &&(String, &Value)| members(group).iter().any(|name| text_of(name).as_deref() == Some(model));
+        let (name, group) = groups.iter().find(is_in).map(|(name, group)| (name.as_str(), *group)).unzip();
+        let is = |key: &str, usual| group.and_then(|group| group.get(key)?.as_bool()).unwrap_or(usual);
+        let (swap, is_exclusive) = (is("swap", true), is("exclusive", true) && !is("persistent", false));
+        Loaded::In(Group { name: name.unwrap_or_default().to_string(), swap, is_exclusive })
+    };
     for (name, model) in entries(config.get("models")) {
         let mut macros: BTreeMap<String, String> =
             [("PORT", "8080"), ("MODEL_ID", &name)].map(|(name, value)| (name.to_string(), value.to_string())).into();
@@ -320,26 +362,29 @@ fn llama_swap(config: &Value, files: Files<'_>) -> Result<Vec<Held>, Error> {
                 macros.insert(name, text);
             }
         }
-        let command = model
-            .get("cmd")
-            .and_then(text_of)
-            .ok_or_else(|| Error::Line { line: name.clone(), expected: "a model with `cmd`" })?;
+        let told = |error: Error| error.of(format!("models.{name}"));
+        let missing = || Error::Line { line: name.clone(), expected: "a model with `cmd`" };
+        let command = model.get("cmd").and_then(text_of).ok_or_else(missing)?;
         let lines: Vec<&str> = command
             .lines()
             .filter(|line| !line.trim_start().starts_with('#'))
             .map(|line| line.trim_end_matches('\\'))
             .collect();
-        let words = split(&expanded(&lines.join(" "), &macros, false)).ok_or(Error::Quotes)?;
+        let words = split(&expanded(&lines.join(" "), &macros, false)).ok_or_else(|| told(Error::Quotes))?;
         let variables = pairs(model.get("env"));
         let words: Vec<String> =
             variables.into_iter().map(|pair| expanded(&pair, &macros, false)).chain(words).collect();
-        found.push(Held { name: Some(name), ..of_words(&words, files)? });
+        let held = of_words(&words, files).map_err(told)?;
+        found.push(Held { loaded: group_of(&name), name: Some(name), ..held });
     }
     Ok(found)
 }
 
 /// The names that `docker compose` looks for, in its order, and its commands that start services.
 const COMPOSE: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+/// The file that it reads after that one, and merges into it.
+const OVERRIDES: [&str; 4] =
+    ["compose.override.yaml", "compose.override.yml", "docker-compose.override.yml", "docker-compose.override.yaml"];
 const STARTING: [&str; 5] = ["up", "start", "restart", "create", "run"];
 
 /// How `docker compose` was called.
@@ -355,8 +400,7 @@ struct Project {
 
 impl Project {
     fn path(&self, path: &str) -> String {
-        let is_absolute = path.starts_with(['/', '~', '\\']) || path.get(1..2) == Some(":");
-        if is_absolute || self.folder.is_empty() { path.to_string() } else { format!("{}/{path}", self.folder) }
+        within(&self.folder, path)
     }
 
     /// The services of a file that are started: those named and what they depend on, else all.
@@ -385,6 +429,86 @@ impl Project {
         }
         all.into_iter().filter(|(name, _)| named.contains(name)).collect()
     }
+}
+
+/// A path that begins at a folder; one that begins elsewhere, or at the reader's own folder, as it is.
+fn within(folder: &str, path: &str) -> String {
+    let is_absolute = path.starts_with(['/', '~', '\\']) || path.get(1..2) == Some(":");
+    if is_absolute || folder.is_empty() { path.to_string() } else { format!("{folder}/{path}") }
+}
+
+/// What Compose makes of a setting and the one that comes after it: mappings and lists are joined, all else is replaced
+/// (compose-spec, "Merge").
+fn merged(base: Value, own: &Value) -> Value {
+    let list = |value: &Value| value.as_sequence().cloned().unwrap_or_else(|| vec![value.clone()]);
+    match (base, own) {
+        (Value::Mapping(mut all), Value::Mapping(own)) => {
+            for (key, value) in own {
+                let value = match (key.as_str(), all.get(key)) {
+                    (Some("command" | "entrypoint"), _) | (_, None) => value.clone(),
+                    (Some("environment"), Some(base)) if !value.is_null() => {
+                        let both = [base, value].into_iter().flat_map(|value| pairs(Some(value)));
+                        Value::Sequence(both.map(Value::String).collect())
+                    }
+                    (Some("env_file"), Some(base)) => Value::Sequence([list(base), list(value)].concat()),
+                    (_, Some(base)) => merged(base.clone(), value),
+                };
+                all.insert(key.clone(), value);
+            }
+            Value::Mapping(all)
+        }
+        (Value::Sequence(all), Value::Sequence(own)) => Value::Sequence([&all[..], own].concat()),
+        (_, own) => own.clone(),
+    }
+}
+
+/// The entries of a list, or what stands in its place alone.
+fn each(value: Option<&mut Value>) -> Vec<&mut Value> {
+    match value {
+        Some(Value::Sequence(list)) => list.iter_mut().collect(),
+        other => other.into_iter().collect(),
+    }
+}
+
+/// How many services may extend one another.
+const MOST_EXTENDED: u32 = 16;
+
+/// A service of a file in `folder`, merged with what it extends; its paths begin in that folder.
+fn extended(config: &Value, name: &str, folder: &str, files: Files<'_>, depth: u32) -> Result<Value, Error> {
+    let refused =
+        || Error::Line { line: format!("extends: {name}"), expected: "a service that is there, and no circle" };
+    let services = config.get("services").filter(|_| depth < MOST_EXTENDED);
+    let own = services.and_then(|services| services.get(name)).ok_or_else(refused)?;
+    let Some(extends) = own.get("extends") else { return Ok(own.clone()) };
+    let base = text_of(extends).or_else(|| text_of(extends.get("service")?)).ok_or_else(refused)?;
+    let Some(file) = extends.get("file").and_then(text_of) else {
+        return Ok(merged(extended(config, &base, folder, files, depth.saturating_add(1))?, own));
+    };
+    let path = within(folder, &file);
+    let other = yaml(&files(&path).ok_or_else(|| Error::NoFile(path.clone()))?)?;
+    let folder_of = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string());
+    let mut base = extended(&other, &base, &folder_of(&path), files, depth.saturating_add(1))?;
+    // Its paths begin where its own file is.
+    let at = folder_of(&file);
+    let moved = |value: &mut Value, is_path: fn(&str) -> bool| {
+        if let Some(path) = value.as_str().filter(|path| is_path(path)) {
+            let dot = if path.starts_with('.') { "./" } else { "" };
+            *value = Value::String(format!("{dot}{}", within(&at, path)));
+        }
+    };
+    for volume in each(base.get_mut("volumes")) {
+        let short = if volume.is_mapping() { volume.get_mut("source") } else { Some(volume) };
+        if let Some(path) = short {
+            moved(path, |path| path.starts_with('.'));
+        }
+    }
+    for file in each(base.get_mut("env_file")) {
+        let path = if file.is_mapping() { file.get_mut("path") } else { Some(file) };
+        if let Some(path) = path {
+            moved(path, |_| true);
+        }
+    }
+    Ok(merged(base, own))
 }
 
 /// The variables of an env file as Compose and systemd read it: quotes are taken off. Lines that set none are left out.
@@ -432,8 +556,12 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
     let (mut found, mut first_error) = (Vec::new(), None);
     let variables: BTreeMap<String, String> =
         files(&project.path(".env")).iter().flat_map(|text| variables(text)).collect();
-    let expand = |text: &str| expanded(text, &variables, true).replace("$$", "$");
-    for (name, service) in project.services(config) {
+    let expand = |text: &str| {
+        let parts: Vec<String> = text.split("$$").map(|part| expanded(part, &variables, true)).collect();
+        parts.join("$")
+    };
+    for (name, _) in project.services(config) {
+        let service = &extended(config, &name, &project.folder, files, 0)?;
         let image = service.get("image").and_then(text_of);
         let mut words = vec!["docker".to_string(), "run".to_string()];
         match env_files(service, files, project) {
@@ -480,6 +608,10 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
         if let Some(folder) = service.get("working_dir").and_then(text_of) {
             option("-w", &folder);
         }
+        let limits = ["deploy", "resources", "limits", "memory"].iter().try_fold(service, |value, key| value.get(*key));
+        if let Some(limit) = limits.or(service.get("mem_limit")).and_then(text_of) {
+            option("--memory", &limit);
+        }
         let all = |key: &str| list(key).or_else(|| split(&service.get(key).and_then(text_of)?)).unwrap_or_default();
         let entrypoint = all("entrypoint");
         if let Some(program) = entrypoint.first() {
@@ -492,8 +624,8 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
             || words.iter().any(|word| word.contains("llama") || word.starts_with("LLAMA_ARG_"));
         match of_words(&words, files) {
             _ if !is_llama => {}
-            Ok(held) => found.push(Held { name: Some(name), is_at_once: true, ..held }),
-            Err(error) => _ = first_error.get_or_insert(error),
+            Ok(held) => found.push(Held { name: Some(name), loaded: Loaded::In(Group::of_all("services")), ..held }),
+            Err(error) => _ = first_error.get_or_insert(error.of(format!("services.{name}"))),
         }
     }
     if found.is_empty() { Err(first_error.unwrap_or(Error::NoCommand)) } else { Ok(found) }
@@ -508,12 +640,14 @@ fn env(text: &str) -> Result<Held, Error> {
     if let Some(start) = text.lines().next().and_then(|line| line.strip_prefix(START)) {
         held.words = shlex::split(start).ok_or(Error::Quotes)?;
     }
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let unread = || Error::Line { line: line.to_string(), expected: "NAME=VALUE" };
+    let lines = (1..).zip(text.lines().map(str::trim));
+    for (number, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+        let refused = |expected| Error::Line { line: line.to_string(), expected }.at_line(number, None);
+        let unread = || refused("NAME=VALUE");
         let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(unread)?;
         shlex::split(value).ok_or_else(unread)?;
         if held.environment.insert(name.trim().to_string(), unquoted(value)).is_some() {
-            return Err(Error::Line { line: line.to_string(), expected: "each name once" });
+            return Err(refused("each name once"));
         }
     }
     Ok(held)
@@ -522,6 +656,7 @@ fn env(text: &str) -> Result<Held, Error> {
 /// The command of a systemd unit (systemd.service(5), systemd.exec(5)), or of Podman's `.container` (podman-systemd.unit(5)).
 fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
     let (mut variables, mut command, mut image, mut options) = (BTreeMap::new(), None, None, Vec::new());
+    let mut memory = None;
     let joined = text.replace("\\\n", " ").replace("\\\r\n", " ");
     let home = std::env::var("HOME").unwrap_or_default();
     for line in joined.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
@@ -550,6 +685,8 @@ fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
             "Volume" => options.extend(["-v".to_string(), value]),
             "AddDevice" => options.extend(["--device".to_string(), value]),
             "Entrypoint" => options.extend(["--entrypoint".to_string(), value]),
+            "Memory" => options.extend(["--memory".to_string(), value]),
+            "MemoryMax" => memory = held::limit(&value),
             _ => {}
         }
     }
@@ -562,6 +699,7 @@ fn unit(text: &str, files: Files<'_>) -> Result<Held, Error> {
     }
     let mut held = of_words(&words, files)?;
     held.environment = variables.into_iter().chain(held.environment).collect();
+    held.memory = memory.or(held.memory);
     Ok(held)
 }
 
@@ -597,6 +735,8 @@ pub fn shown(held: &Held) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bytes::Bytes;
+    use crate::run::held::heaviest;
 
     fn read(name: &str, text: &str) -> Vec<String> {
         let files = |name: &str| (name == "more.env").then(|| "LLAMA_ARG_N_GPU_LAYERS=99\n".to_string());
@@ -750,13 +890,102 @@ services:
         assert_eq!(of_text(Kind::Compose, compose, &|_| None), Err(Error::NoFile("a.env".into())));
     }
 
+    /// What a service extends, another file's with its paths, and override files are merged as Compose merges them.
+    #[test]
+    fn services_that_extend_others_are_merged() {
+        let files = |name: &str| {
+            let text = match name {
+                "at/compose.yaml" => {
+                    "services:
+  base: {image: 'llama:server', command: -m /m/x.gguf -c 1, environment: {LLAMA_ARG_CTX_SIZE: 2, A: 1}, mem_limit: 8g,
+    volumes: ['./m:/m'], env_file: a.env, deploy: {resources: {reservations: {devices: [{driver: nvidia, device_ids: ['1']}]}}}}
+  a: {extends: base, command: [-m, /m/y.gguf], environment: [A=3], env_file: [b.env], deploy: {resources: {limits: {memory: 512M}}}}
+  b: {extends: {service: far, file: sub/common.yaml}, volumes: ['./own:/n']}
+"
+                }
+                "at/sub/common.yaml" => {
+                    "services: {far: {extends: {service: end, file: deep/x.yaml}, command: -m /n/x.gguf, env_file: c.env}}"
+                }
+                "at/sub/deep/x.yaml" => "services: {end: {image: 'llama:server', volumes: ['./d:/d', './d:/n']}}",
+                "at/compose.override.yaml" => "services: {base: {command: -m /m/o.gguf}}",
+                "at/a.env" => "B=a",
+                "at/b.env" => "B=b",
+                "at/sub/c.env" => "LLAMA_ARG_MMPROJ=/d/p.gguf",
+                "circle.yaml" => "services: {a: {extends: b, image: llama}, b: {extends: a}}",
+                "gone.yaml" => "services: {a: {extends: {service: b, file: no.yaml}, image: llama}}",
+                _ => return None,
+            };
+            Some(text.to_string())
+        };
+        let read = |line: &str| of_command(&shlex::split(line).unwrap(), &files);
+        let a = "A=3 B=b LLAMA_ARG_CTX_SIZE=2 NVIDIA_VISIBLE_DEVICES=1 llama-server -m at/./m/y.gguf";
+        let b = "LLAMA_ARG_MMPROJ=at/./sub/./deep/./d/p.gguf llama-server -m at/./own/x.gguf";
+        let found = read("docker compose -f at/compose.yaml up a b").unwrap();
+        assert_eq!(found.iter().map(shown).collect::<Vec<_>>(), [a, b]);
+        assert_eq!(found.iter().map(|held| held.memory).collect::<Vec<_>>(), [Some(Bytes::mib(512)), None]);
+        let both = read("docker compose -f at/compose.yaml --file=at/compose.override.yaml up base").unwrap();
+        assert!(shown(&both[0]).ends_with(" -m at/./m/o.gguf"), "{}", shown(&both[0]));
+        assert_eq!(both[0].memory, Some(Bytes::mib(8192)));
+        let circle = read("docker compose -f circle.yaml up").unwrap_err().to_string();
+        assert!(circle.ends_with("expected a service that is there, and no circle"), "{circle}");
+        assert_eq!(read("docker compose -f gone.yaml up"), Err(Error::NoFile("no.yaml".into())));
+    }
+
+    #[test]
+    fn a_file_says_what_may_be_loaded_together() {
+        let read = |name: &str, text: &str| {
+            let found = of_text(Kind::of(name, text), text, &|_| None).unwrap();
+            heaviest(&found, |at| 1 << at)
+        };
+        let swap = "models:\n  a: {cmd: llama-server -m a}\n  b: {cmd: llama-server -m b}\n  c: {cmd: llama-server -m c}\n  d: {cmd: llama-server -m d}\n";
+        for (groups, expected) in [
+            ("", vec![3]),
+            ("groups: {g: {swap: false, members: [a, b]}}", vec![3]),
+            ("groups: {g: {swap: false, members: [a, d]}}", vec![0, 3]),
+            ("groups: {g: {swap: true, exclusive: false, members: [a, b]}}", vec![1, 3]),
+            ("groups: {g: {persistent: true, swap: false, members: [a, b]}}", vec![0, 1, 3]),
+        ] {
+            assert_eq!(read("swap.yaml", &format!("{swap}{groups}\n")), expected, "{groups}");
+        }
+        let sections: Vec<String> = (0..6).map(|at| format!("[m{at}]\nmodel = {at}.gguf\n")).collect();
+        assert_eq!(read("m.ini", &sections.concat()), [2, 3, 4, 5]);
+        let started = |at: &usize| format!("{}load-on-startup = true\n", sections[*at]);
+        assert_eq!(read("m.ini", &format!("{}{}{}", started(&0), started(&1), sections[2])), [0, 1]);
+        let files = |_: &str| Some(sections.concat());
+        for (most, expected) in [("1", vec![5]), ("2", vec![4, 5]), ("0", vec![0, 1, 2, 3, 4, 5])] {
+            let line = format!("llama-server --models-preset m.ini --models-max {most}");
+            let found = of_command(&shlex::split(&line).unwrap(), &files).unwrap();
+            assert_eq!(heaviest(&found, |at| 1 << at), expected, "{most}");
+        }
+    }
+
+    #[test]
+    fn limits_of_memory_are_read_in_every_spelling() {
+        for (text, mib) in [
+            ("docker run -m 8g llama:server -m x", Some(8192)),
+            ("docker run --memory=512MB --gpus 1 llama:server -m x", Some(512)),
+            ("docker run --memory 1073741824 llama:server -m x", Some(1024)),
+            ("docker run --memory 0 llama:server -m x", None),
+            ("systemd-run --user -p MemoryMax=1.5G llama-server -m x", Some(1536)),
+            ("systemd-run --property=MemoryMax=infinity llama-server -m x", None),
+            ("llama-server -m 8g", None),
+        ] {
+            let held = of_words(&shlex::split(text).unwrap(), &|_| None).unwrap();
+            assert_eq!(held.memory, mib.map(Bytes::mib), "{text}");
+        }
+        let unit = "[Service]\nMemoryMax=60G\nExecStart=llama-server -m x\n";
+        assert_eq!(of_text(Kind::Unit, unit, &|_| None).unwrap()[0].memory, Some(Bytes::mib(60 << 10)));
+    }
+
     #[test]
     fn what_cannot_be_read_is_told_with_its_line() {
         for (kind, text, expected) in [
-            (Kind::Preset, "[a]\nfrobnicate = 1\n", "`frobnicate = 1`: expected a flag of llama-server"),
-            (Kind::Preset, "[a]\nmodel\n", "`model`: expected KEY = VALUE"),
+            (Kind::Preset, "[a]\nfrobnicate = 1\n", "line 2, [a]: `frobnicate = 1`: expected a flag of llama-server"),
+            (Kind::Preset, "\nmodel\n", "line 2: `model`: expected KEY = VALUE"),
             (Kind::LlamaSwap, "models:\n  a: {ttl: 3}\n", "`a`: expected a model with `cmd`"),
-            (Kind::Env, "LLAMA ARG\n", "`LLAMA ARG`: expected NAME=VALUE"),
+            (Kind::LlamaSwap, "models:\n  a: {cmd: \"'x\"}\n", "models.a: a quote is opened and not closed"),
+            (Kind::LlamaSwap, "models:\n  a: {cmd: vllm x}\n", "models.a: `vllm` is not a llama.cpp program"),
+            (Kind::Env, "# x\nLLAMA ARG\n", "line 2: `LLAMA ARG`: expected NAME=VALUE"),
             (Kind::Shell, "llama-server -m 'x\n", "a quote is opened and not closed"),
             (
                 Kind::Shell,

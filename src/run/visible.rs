@@ -35,11 +35,14 @@ pub struct Visible {
     pub notes: Vec<Note>,
     /// The described card behind each name, where it is another.
     pub cards: BTreeMap<String, String>,
+    /// A card that a container is given and the machine does not have: docker does not start it.
+    pub missing: Option<usize>,
 }
 
 /// The machine as programs in this environment see it, and what was changed.
 pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> Visible {
     let (mut machine, mut notes, mut cards_behind) = (machine.clone(), Vec::new(), BTreeMap::new());
+    let mut missing = None;
     for (variable, backend) in VARIABLES {
         let Some(list) = environment.get(variable).filter(|list| !matches!(list.as_str(), "all" | "void")) else {
             continue;
@@ -61,6 +64,9 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> Vis
         }
         let (picked, end) = picked(list, cards.len(), |_| None);
         let unknown = end.filter(|entry| !matches!(*entry, "" | "-1" | "none"));
+        if variable == CONTAINER_DEVICES {
+            missing = unknown.and_then(|entry| entry.parse().ok()).filter(|at| *at >= cards.len());
+        }
         let mut said = Vec::new();
         let names = backend.device_prefix().unwrap_or_default();
         let seen = picked.iter().enumerate().filter_map(|(number, at)| {
@@ -107,7 +113,7 @@ pub fn visible(machine: &Machine, environment: &BTreeMap<String, String>) -> Vis
         });
     }
     cards_behind.retain(|name, card| name != card);
-    Visible { machine, notes, cards: cards_behind }
+    Visible { machine, notes, cards: cards_behind, missing }
 }
 
 /// Which of `count` cards a list names, by number or by the beginning of a UUID, and the entry that it ends at: the first that is not

@@ -462,7 +462,7 @@ fn telling(log: &[String]) -> String {
     if last.is_empty() { String::new() } else { format!(": {}", last.join(" | ")) }
 }
 
-fn this_program() -> Result<PathBuf, Error> {
+pub(crate) fn this_program() -> Result<PathBuf, Error> {
     std::env::current_exe().map_err(|error| Error::start("moeplan", error))
 }
 

@@ -26,7 +26,7 @@ use super::{
 use crate::bytes::Bytes;
 use crate::files::temporary::Folder;
 use crate::machine::Isa;
-use crate::run::build::release;
+use crate::run::build::{REFERENCE, release};
 use crate::run::{
     Choice as _, LoadMode, ModelSource, Program, RunConfig, args, flags, groups, is_speculation, spelling,
 };
@@ -95,6 +95,17 @@ pub struct Build {
 }
 
 impl Build {
+    /// The build of the rules, for what asks no program: nothing is launched.
+    pub fn assumed() -> Self {
+        let (number, isa) = (Some(REFERENCE), super::detect::isa());
+        Self { program: PathBuf::new(), version: String::new(), number, flags: BTreeSet::new(), isa }
+    }
+
+    /// Whether there is a program of it here.
+    pub fn is_here(&self) -> bool {
+        !self.program.as_os_str().is_empty()
+    }
+
     /// Whether it takes this flag; a build without help is taken to.
     pub fn takes(&self, flag: &str) -> bool {
         self.flags.is_empty() || self.flags.contains(flag)
@@ -590,6 +601,10 @@ fn needs_embedded(what: &str) -> Error {
 
 impl Runtime for Server {
     fn devices(&self, rpc: &[String]) -> Result<Vec<DeviceInfo>, Error> {
+        if !self.build.is_here() {
+            // Says where one was looked for.
+            find(None)?;
+        }
         rpc.iter().try_for_each(|endpoint| reach(endpoint))?;
         listed(&mut self.command(), rpc)
     }

@@ -219,9 +219,110 @@ fn services_on_one_card_are_added_up() {
     assert_eq!(at_once["memory"]["CUDA1"].as_u64(), Some(each.iter().sum()), "{at_once}");
     assert_eq!(at_once["shortfall"]["CUDA1"].as_u64(), Some(each.iter().sum::<u64>() - (1200 << 20)), "{at_once}");
     assert_eq!(found.status.code(), Some(1));
+    // A card that is not described, and a container whose limit is too small for what it pins.
+    let found = moeplan("check --vram 24576M --ram 64G --json compose.yaml");
+    let document: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let missing = document["checks"][0]["error"].to_string();
+    assert_eq!(found.status.code(), Some(2));
+    assert!(missing.contains("given card 1 (`device_ids`") && missing.contains("known: CPU, CUDA0"), "{missing}");
+    let limited = "{extends: a, mem_limit: 200m, command: -m /m/x.gguf -c 4096 -ngl 0 -lm none -fit off}";
+    std::fs::write(at.join("limited.yaml"), format!("services:\n  a: {service}\n  b: {limited}\n")).unwrap();
+    let found = moeplan("check --vram 24576M,1200M --ram 64G --json limited.yaml");
+    let document: Value = serde_json::from_slice(&found.stdout).unwrap();
+    let [a, b] = [0, 1].map(|at| &document["checks"][at]);
+    assert_eq!((a["main_memory"].as_u64(), b["main_memory"].as_u64()), (Some(64 << 30), Some(200 << 20)));
+    assert!(a["fits"] == true && b["shortfall"]["Host"].as_u64() > Some(0), "{b}");
+    assert_eq!(b["host_needs"]["reserve"].as_u64(), Some(0));
     let table = moeplan("check --vram 24576M,24576M --ram 64G compose.yaml");
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(text.contains("All of them fit at once.") && !text.contains("  CUDA0"), "{text}");
+}
+
+/// What `plan --emit compose` writes is the plan, in the folder of the file.
+#[test]
+fn an_emitted_compose_file_is_the_plan() {
+    let folder = folder();
+    let at = folder.path();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(at).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let machine = "--vram 24576M,24576M --ram 64G";
+    let written = moeplan(&format!("plan {machine} -c 4096 --emit compose -o compose.yaml x.gguf"));
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let of = |words: &str| serde_json::from_slice::<Value>(&moeplan(words).stdout).unwrap();
+    let plan = of(&format!("plan {machine} -c 4096 --json x.gguf"));
+    let check = of(&format!("check {machine} --json compose.yaml"));
+    assert_eq!((&check["memory"], &check["run"]["n_ubatch"]), (&plan["memory"], &plan["run"]["n_ubatch"]));
+    assert!(check["fits"] == true && check["lints"].as_array().unwrap().iter().all(|lint| lint["severity"] == "info"));
+    // Nobody needs a llama-server to see what would be launched.
+    for words in [
+        "validate --model mine=x.gguf --results r",
+        "run x.gguf",
+        "bench x.gguf",
+        "tune --prompt 1024 x.gguf",
+        "verify --runtime server x.gguf",
+    ] {
+        let (command, rest) = words.split_once(' ').unwrap();
+        let mut run = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        run.args(format!("{command} --dry-run {machine} -c 4096 {rest}").split(' ')).current_dir(at);
+        let run = run.env("PATH", "").env("HOME", at).env("XDG_CACHE_HOME", at).env_remove("MOEPLAN_LLAMA_SERVER");
+        let found = run.output().unwrap();
+        let said = String::from_utf8_lossy(&found.stderr).into_owned();
+        assert!(found.status.code() != Some(2) && said.contains("no llama-server is here"), "{command}: {said}");
+    }
+}
+
+/// Of llama-swap's groups and a router's models, those that stay loaded are added up; errors name the line and the section.
+#[test]
+fn models_that_stay_loaded_are_added_up() {
+    let folder = folder();
+    let at = folder.path();
+    let moeplan = |words: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moeplan"));
+        command.args(words.split(' ')).current_dir(at).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    let of = |words: &str| {
+        let found = moeplan(&format!("check --vram 1200M --ram 64G --json {words}"));
+        let document: Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
+        (found.status.code(), document, String::from_utf8_lossy(&found.stderr).into_owned())
+    };
+    let model = |name: &str| format!("  {name}: {{cmd: llama-server -m x.gguf -ngl 99 -c 4096 -fit off}}\n");
+    let models = ["a", "b", "c"].map(model).concat();
+    for (groups, code, commands) in [
+        ("", 0, None),
+        ("groups: {g: {swap: true, members: [a, b, c]}}", 0, None),
+        ("groups: {g: {swap: false, members: [a, c]}}", 1, Some(["a", "c"])),
+        ("groups: {g: {persistent: true, members: [b]}}", 1, Some(["b", "c"])),
+    ] {
+        std::fs::write(at.join("swap.yaml"), format!("models:\n{models}{groups}\n")).unwrap();
+        let (found, document, said) = of("swap.yaml");
+        assert_eq!(found, Some(code), "{groups} {said}");
+        let at_once = &document["at_once"];
+        assert_eq!(at_once["commands"], commands.map_or(Value::Null, Value::from), "{groups}");
+        let sum = 2 * total(&document["checks"][0], "CUDA0").unwrap();
+        let short = at_once["shortfall"]["CUDA0"].as_u64();
+        assert_eq!(short, commands.map(|_| sum - (1200 << 20)), "{groups}");
+    }
+    let text = String::from_utf8_lossy(&moeplan("check --vram 1200M --ram 64G swap.yaml").stdout).into_owned();
+    assert!(text.contains("b, c at once do not fit: "), "{text}");
+    // Nobody said how many a router keeps: no definite no.
+    let section = |name: &str| format!("[{name}]\nmodel = x.gguf\nngl = 99\nfit = off\nc = 4096\n");
+    std::fs::write(at.join("m.ini"), section("a") + &section("b")).unwrap();
+    let (code, document, said) = of("m.ini");
+    assert_eq!((code, document["at_once"]["assumed_most"].as_u64()), (Some(0), Some(4)), "{said}");
+    let router = |most: u32| of(&format!("-- llama-server --models-preset m.ini --models-max {most}"));
+    let (code, said, _) = router(2);
+    assert!(code == Some(1) && said["at_once"]["assumed_most"].is_null(), "{said}");
+    assert!(router(1).0 == Some(0) && router(1).1["at_once"].is_null());
+    // One section alone.
+    std::fs::write(at.join("m.ini"), section("a") + "ctk = q9\n").unwrap();
+    let (code, _, said) = of("m.ini");
+    assert!(code == Some(2) && said.contains("line 6, [a]: `-ctk q9`"), "{said}");
+    std::fs::write(at.join("m.ini"), section("a") + &section("b") + "ctk = q9\n").unwrap();
+    let (code, document, _) = of("m.ini");
+    let error = document["checks"][1]["error"].as_str().unwrap_or_default();
+    assert!(code == Some(2) && error.starts_with("line 11, [b]: "), "{document}");
 }
 
 /// A flag of an older build is carried out as it was meant: the speed is that of the launch that was meant.

@@ -14,7 +14,8 @@ use moeplan::synth::{self, Wish as Header};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-const FORMS: [Form; 6] = [Form::Args, Form::Shell, Form::PowerShell, Form::Env, Form::Ini, Form::LlamaSwap];
+const FORMS: [Form; 7] =
+    [Form::Args, Form::Shell, Form::PowerShell, Form::Env, Form::Ini, Form::LlamaSwap, Form::Compose];
 
 fn model() -> Model {
     synth::model("qwen3-30b-a3b", &Header { blocks: Some(6), ..Header::default() }).unwrap()
@@ -183,6 +184,35 @@ proptest! {
         prop_assert_eq!(String::from_utf8(output.stdout).unwrap(), path);
         prop_assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
     }
+}
+
+/// What Compose makes of the file: a list of words, in which two `$` are one, and folders that are mounted read-only.
+#[test]
+fn a_compose_file_mounts_the_folders_and_keeps_every_word() {
+    let model = model();
+    let path = "/m/it's a ${model} \"y\" #\\z.gguf";
+    let run = RunConfig { n_ctx: 4096, overrides: vec![on_cpu(r"blk\.(1|2)\.ffn_.*_exps$")], ..RunConfig::default() };
+    let command = command(run, ModelSource::Path(path.into()));
+    let of = |machine: &Machine, command: &ParsedCommand| emit(&model, machine, command, server(Form::Compose));
+    let text = of(&machine(), &command).unwrap().text;
+    let read: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+    let service = read["services"].as_object().unwrap().values().next().unwrap();
+    assert_eq!(service["image"], "ghcr.io/ggml-org/llama.cpp:server-cuda");
+    let words: Vec<String> =
+        service["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap().into()).collect();
+    assert!(words.iter().all(|word| !word.replace("$$", "").contains('$')), "{words:?}");
+    assert_eq!(words[..2], ["-m", "/models/it's a $${model} \"y\" #\\z.gguf"]);
+    let at = words.iter().position(|word| word == "-ot").unwrap();
+    assert_eq!(words[at + 1], r"blk\.(1|2)\.ffn_.*_exps$$=CPU");
+    let volume = &service["volumes"][0];
+    assert_eq!((volume["source"].as_str(), volume["read_only"].as_bool()), (Some("/m"), Some(true)));
+    assert_eq!(service["deploy"]["resources"]["reservations"]["devices"][0]["count"], "all");
+    let on = |device: &str| Machine::new(vec![Device::parse(device).unwrap()], Host::default()).unwrap();
+    assert!(of(&on("Vulkan0=8G"), &command).unwrap().text.contains("server-vulkan"));
+    assert!(matches!(of(&on("MTL0=8G"), &command), Err(Error::NoSuchForm { .. })));
+    // A name with a colon would end the volume's.
+    let colon = ParsedCommand { model: Some(ModelSource::Path("/a:b/x.gguf".into())), ..command };
+    assert!(matches!(of(&machine(), &colon), Err(Error::Word { .. })));
 }
 
 #[test]

@@ -213,6 +213,20 @@ static CASES: &[Case] = &[
         "docker run x:server-cuda -c 4096",
         "docker run --gpus all x:server-cuda -c 4096",
     ),
+    (
+        "memory-limited",
+        &GPT_OSS,
+        ONE,
+        "docker run --gpus all --memory 8g x:server-cuda -c 4096",
+        "docker run --gpus all --memory 800g x:server-cuda -c 4096",
+    ),
+    (
+        "image-of-other-devices",
+        &GPT_OSS,
+        ONE,
+        "docker run --device /dev/kfd x:server-rocm -c 4096",
+        "docker run --gpus all x:server-cuda -c 4096",
+    ),
     ("koboldcpp", &GPT_OSS, ONE, "koboldcpp --gpulayers 99", "llama-server -ngl 99"),
     ("rule-never-placed", &GLM, ONE, "llama-server -ot 'blk.46.=CPU'", "llama-server -ot 'blk.45.=CPU'"),
     (
@@ -223,6 +237,13 @@ static CASES: &[Case] = &[
         "llama-server --spec-type draft-mtp -md mtp.gguf",
     ),
     ("mtp-without-nextn", &GPT_OSS, ONE, "llama-server --spec-type draft-mtp,ngram-simple", "llama-server"),
+    (
+        "draft-vocabulary-differs",
+        &DRAFTED,
+        ONE,
+        "llama-server -md x.gguf --spec-type draft-simple",
+        "llama-server -md x.gguf",
+    ),
     ("draft-not-used", &DRAFTED, ONE, "llama-server -md x.gguf", "llama-server -md x.gguf --spec-type draft-simple"),
     ("projector-of-another-model", &SEEING, ONE, "llama-server --mmproj x.gguf", "llama-server --no-mmproj"),
     ("projector", &GPT_OSS, ONE, "llama-server -hf owner/repo", "llama-server -hf owner/repo --no-mmproj"),
@@ -556,6 +577,29 @@ fn of_an_unknown_architecture_only_the_weights_are_told() {
         assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), ["model"]);
     }
     assert!(known.verdict == Some(Verdict::Comfortable) && known.uncounted.is_empty() && known.fits());
+}
+
+/// What llama.cpp compares of two vocabularies, as far as keys say it.
+#[test]
+fn a_draft_model_of_another_vocabulary_drafts_nothing() {
+    let told = |change: &dyn Fn(&mut Model)| {
+        let mut draft = GPT_OSS.clone();
+        change(&mut draft);
+        let model = Model { draft: Some(draft.into()), ..GPT_OSS.clone() };
+        let found =
+            check(&model, "CUDA0=80G 64", "llama-server -md x.gguf --spec-type draft-simple", Target::default());
+        found.lints.into_iter().find(|lint| lint.code == "draft-vocabulary-differs").map(|lint| lint.message)
+    };
+    let key = |name: &'static str, value: Value| {
+        move |model: &mut Model| _ = model.hparams.metadata.insert(format!("tokenizer.ggml.{name}"), value.clone())
+    };
+    assert_eq!(told(&|_| {}), None);
+    assert_eq!(told(&|model| model.hparams.vocab_size -= 128), None);
+    let fewer = told(&|model| model.hparams.vocab_size -= 129).unwrap();
+    assert!(fewer.contains("200,959 tokens and 201,088; 128 apart at most"), "{fewer}");
+    assert!(told(&key("model", Value::String("llama".into()))).unwrap().contains("of the kinds llama and gpt2"));
+    assert_eq!(told(&key("model", Value::String("gemma4".into()))), None);
+    assert_eq!(told(&key("eos_token_id", Value::U64(1))), None);
 }
 
 /// A launch with less left of a card than what is kept of one that nobody measured.

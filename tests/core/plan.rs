@@ -41,6 +41,27 @@ fn what_fits_whole_stays_whole() {
     assert!(!plan.args.iter().any(|word| word == "-ot"), "{:?}", plan.args);
 }
 
+/// Of launches that generate equally fast, the one with the faster prompts is planned: where all is on the device, the micro-batch of a turn.
+#[test]
+fn the_other_speed_decides_between_equals() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    let of = |objective, budget: u64| {
+        with_levers(&model, &machine(&[budget * GIB]), |request| {
+            (request.context, request.objective) = (ContextChoice::Fixed(8192), objective);
+        })
+    };
+    for budget in [8, 12, 48] {
+        let (tg, turn, pp) = (of(Objective::Tg, budget), of(Objective::Turn, budget), of(Objective::Pp, budget));
+        assert!(tg.speed.tg >= turn.speed.tg * 0.999, "{budget}");
+        assert!(pp.speed.pp >= turn.speed.pp * 0.99, "{budget}");
+        if budget == 48 {
+            assert_eq!(tg.check.run.n_ubatch, turn.check.run.n_ubatch);
+            assert!(tg.check.run.n_ubatch > 512);
+        }
+        assert!(tg.check.run.n_ubatch >= 512, "{budget}: {}", tg.check.run.n_ubatch);
+    }
+}
+
 /// Rules that fill devices are carried out for one launch: with the overrides that they gave, another context is not what they would give.
 #[test]
 fn rules_that_fill_show_no_other_contexts() {

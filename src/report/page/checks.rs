@@ -20,12 +20,16 @@ impl CheckRow {
 }
 
 /// What commands that run at once take together.
-fn at_once(all: &AtOnce) -> [Block; 2] {
+fn at_once(all: &AtOnce, of: usize) -> [Block; 2] {
+    let who = if all.commands.len() < of { all.commands.join(", ") } else { "All of them".to_string() };
     let (verdict, text) = if all.shortfall.is_empty() {
-        (Verdict::Good, "All of them fit at once.".to_string())
+        (Verdict::Good, format!("{who} fit at once."))
     } else {
-        (Verdict::Bad, format!("All of them at once do not fit: {}.", short(&all.shortfall)))
+        let bad = if all.assumed_most.is_some() { Verdict::Caution } else { Verdict::Bad };
+        (bad, format!("{who} at once do not fit: {}.", short(&all.shortfall)))
     };
+    let router = |most| format!(" llama-server keeps up to {most} models loaded; `--models-max N` sets how many.");
+    let text = text + &all.assumed_most.map(router).unwrap_or_default();
     let row = |(name, used): (&String, &Bytes)| {
         let budget = all.budget.get(name).map_or("not known".to_string(), |budget| size(*budget));
         [name.clone(), size(*used), budget]
@@ -66,7 +70,7 @@ impl Document for Checks {
             "",
             Table::rows_of(&columns.collect::<Vec<_>>().join("|"), self.checks.iter().map(row)),
         ));
-        page.push(self.at_once.iter().flat_map(at_once));
+        page.push(self.at_once.iter().flat_map(|all| at_once(all, self.checks.len())));
         for row in &self.checks {
             match row {
                 CheckRow::Failed { error, .. } => {

@@ -155,9 +155,10 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
                 _ => format!("; a plan's usual margin is {MARGIN_UNCALIBRATED}"),
             };
             let left: Vec<String> = left(check).map(|(name, left)| format!("{left} of {name}")).collect();
+            let fits = if has_room(check) { "Fits comfortably" } else { "Fits" };
             let text = match left.as_slice() {
-                [] => "Fits comfortably.".to_string(),
-                left => format!("Fits comfortably: {} left{than}.", left.join(" and ")),
+                [] => format!("{fits}."),
+                left => format!("{fits}: {} left{than}.", left.join(" and ")),
             };
             (Verdict::Good, text)
         }
@@ -181,6 +182,15 @@ fn left(check: &Checkup) -> impl Iterator<Item = (String, Bytes)> + '_ {
         let card = check.cards.get(name).map(|card| format!(" (the card {card})")).unwrap_or_default();
         Some((format!("{name}{card}"), budget.saturating_sub(check.memory.get(name)?.total?)))
     })
+}
+
+/// Whether every device has at least 2% left: less is soon taken by another program, however large the device is.
+fn has_room(check: &Checkup) -> bool {
+    let devices = check.budget.iter().filter(|(name, _)| *name != HOST);
+    let used = |name: &str| check.memory.get(name).and_then(|row| row.total).unwrap_or_default();
+    devices
+        .into_iter()
+        .all(|(name, budget)| used(name) == Bytes(0) || budget.saturating_sub(used(name)).0 >= budget.0 / 50)
 }
 
 /// How much faster is worth saying.
