@@ -416,19 +416,34 @@ pub struct Ram {
     pub bandwidth: Option<f64>,
     /// The GB that stand for as many GiB.
     pub sold_as: Option<u32>,
-    /// How its speed is typed with the channels that were not said.
-    pub assumed: Option<(u32, f64)>,
+    /// Where channels were not typed: the generation and MT/s that were, and the channels.
+    pub assumed: Option<(u32, f64, f64)>,
 }
 
 impl Ram {
+    /// The same with the channels of so many processors, where none were typed: the most that are not faster than the memory of each, in
+    /// GB/s by its data sheet.
+    #[must_use]
+    pub fn in_channels_of(self, sockets: u32, memory: f64) -> Self {
+        let Some((generation, rate)) = self.assumed.map(|(generation, rate, _)| (generation, rate)) else {
+            return self;
+        };
+        let of = |channels: f64| rate * channels * 8.0 / 1000.0;
+        // Half a percent: data sheets round.
+        let fits = |channels: &f64| of(*channels) <= memory * 1.005;
+        let channels = f64::from(sockets) * [12.0, 8.0, 6.0, 4.0].into_iter().find(fits).unwrap_or(CHANNELS);
+        Self { bandwidth: Some(of(channels)), assumed: Some((generation, rate, channels)), ..self }
+    }
+
     /// What was taken for what was typed.
     pub fn note(&self) -> Option<String> {
         let size = self.sold_as.map(|gb| {
             let exact = f64::from(gb) * 1e9 / f64::from(1_u32 << 30);
             format!("modules sold as {gb} GB hold {gb} GiB; --ram {exact:.1}G is {gb}·10^9 bytes")
         });
-        let channels = self.assumed.map(|(generation, rate)| {
-            format!("two channels are assumed; say another number: @ddr{generation}-{rate}x4")
+        let channels = self.assumed.map(|(generation, rate, channels)| {
+            let other = if channels > CHANNELS { CHANNELS } else { 2.0 * CHANNELS };
+            format!("{channels} channels are assumed; for {other}, write @ddr{generation}-{rate}x{other}")
         });
         let notes: Vec<String> = size.into_iter().chain(channels).collect();
         (!notes.is_empty()).then(|| notes.join("; "))
@@ -483,7 +498,7 @@ impl FromStr for Ram {
                 let (rate, channels) = rest.split_once('x').map_or((rest, None), |(rate, n)| (rate, Some(n)));
                 let rate = rate.trim_end_matches("mhz").trim_end_matches("mt/s").trim().parse::<f64>().ok()?;
                 if channels.is_none() {
-                    assumed = Some((generation, rate)).filter(|_| !is_low_power);
+                    assumed = Some((generation, rate, CHANNELS)).filter(|_| !is_low_power);
                     assumed?;
                 }
                 let channels = channels.map_or(Some(CHANNELS), |n| n.trim().parse::<f64>().ok())?;
@@ -1241,6 +1256,17 @@ mod tests {
             assert_eq!((ram.to_string().as_str(), ram.note().is_some()), (typed, !notes.is_empty()), "{text}");
             let note = ram.note().unwrap_or_default();
             assert!(notes.iter().all(|part| note.contains(part)), "{text}: {note}");
+        }
+        // The channels of a processor: EPYC 9004, two of them, EPYC 7002 with slower modules, a desktop with faster ones; typed ones stay.
+        for (text, sockets, memory, bandwidth) in [
+            ("512GB DDR5-4800", 1, 460.8, 460.8),
+            ("512GB DDR5-4800", 2, 460.8, 921.6),
+            ("256G@ddr4-2666", 1, 204.8, 170.624),
+            ("64G@ddr5-6000", 1, 83.2, 96.0),
+            ("512G@ddr5-4800x8", 1, 460.8, 307.2),
+        ] {
+            let ram = text.parse::<Ram>().unwrap().in_channels_of(sockets, memory);
+            assert!((ram.bandwidth.unwrap() - bandwidth).abs() < 1e-9, "{text}: {ram:?}");
         }
         for bad in [
             "64",

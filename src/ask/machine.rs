@@ -42,7 +42,7 @@ pub struct Described {
     pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2; see --cpu.
     ///
-    /// GB as modules are sold, 64GB, is 64G; without channels there are two of them.
+    /// GB as modules are sold, 64GB, is 64G; without channels there are those of --cpu, else two.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
     /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
@@ -141,11 +141,13 @@ impl Described {
         if self.cores.is_some() {
             (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
         }
-        if let Some(ram) = self.ram {
+        let memory = host.processor.as_deref().and_then(|name| processors::named(name).memory);
+        let ram = self.ram.map(|ram| memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
+        if let Some(ram) = ram {
             (host.ram, host.note) = (Some(ram.bytes), ram.note());
         }
         host.ram = host.ram.or_else(|| self.computer());
-        if let Some(bandwidth) = self.memory_bandwidth.or(self.ram.and_then(|ram| ram.bandwidth)) {
+        if let Some(bandwidth) = self.memory_bandwidth.or(ram.and_then(|ram| ram.bandwidth)) {
             if !(bandwidth.is_finite() && bandwidth > 0.0) {
                 return Err(Refusal::new(format!("a memory bandwidth of {bandwidth}"), "write GB/s, for example 96"));
             }
