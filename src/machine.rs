@@ -303,8 +303,14 @@ impl Hint for Error {
                 "it uses main memory: describe it by what of that it may take, --device Vulkan0=18G,shared --ram 32G".into()
             }
             Self::UnknownCard(name) => {
-                let known = cards::CARDS.iter().map(|card| card.words);
-                let meant = suggest::did_you_mean(name, known).unwrap_or_default();
+                // Of a series (`RX 7900`), its cards.
+                let lower = name.to_lowercase();
+                let numbers = || lower.split_whitespace().filter(|word| word.contains(|c: char| c.is_ascii_digit()));
+                let is_of = |words: &&str| numbers().next().is_some() && numbers().all(|n| words.split(' ').any(|word| word == n));
+                let known = || cards::CARDS.iter().map(|card| card.words);
+                let series: Vec<&str> = known().filter(is_of).collect();
+                let meant = if series.is_empty() { suggest::did_you_mean(name, known()) } else { suggest::one_of(&series) };
+                let meant = meant.unwrap_or_default();
                 format!("{meant} `moeplan devices --known` lists the names; --vram SIZE needs none")
                     .trim()
                     .to_string()
@@ -1226,6 +1232,8 @@ mod tests {
         assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
         assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));
         assert_eq!(of(&["RTX 9999"], None), Err(Error::UnknownCard("RTX 9999".to_string())));
+        let hint = Error::UnknownCard("RX 7900".to_string()).hint().unwrap_or_default().into_owned();
+        assert!(["`7900 xtx`", "`7900 xt`", "`7900 gre`"].iter().all(|card| hint.contains(card)), "{hint}");
         assert_eq!(of(&["GTX 1650"], None), Err(Error::NoMemory("GTX 1650".to_string())));
     }
 

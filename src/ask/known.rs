@@ -96,6 +96,7 @@ mod tests {
             ("Ryzen 9 7950X", &[], Some("ryzen 9 7950x*")),
             ("Ryzen 5 5600X", &[], Some("ryzen 5 5#00*")),
             ("7950x", &[], Some("ryzen 7950x*")),
+            ("5800X3D", &[], Some("ryzen 5800*")),
         ] {
             let known = Known::of(word);
             let has = |name: &&str| known.cards.iter().any(|card| card.name == *name);

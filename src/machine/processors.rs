@@ -127,7 +127,9 @@ pub fn is_meant(row: &str, word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     let words: Vec<&str> = word.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let is_named = || row.split(' ').all(|pattern| words.iter().any(|word| matches(pattern, word)));
-    words.iter().all(|word| row.contains(word) || maker.contains(word)) || is_named()
+    let has =
+        |word: &&str| row.contains(*word) || maker.contains(*word) || row.split(' ').any(|part| matches(part, word));
+    words.iter().all(has) || is_named()
 }
 
 /// Whether a word is of a pattern: `#` is a digit, `*` at the end any rest.
