@@ -62,8 +62,8 @@ pub struct Checkup {
     /// What the command comes to, as far as that can be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// Predicted for the turn that was asked about; `None` where the command does not run as it is written (flags of older builds are
-    /// read as they were meant), and in plans, which say it themselves.
+    /// Predicted for the turn that was asked about, of the launch that llama.cpp makes of it by its own fitting; `None` where neither that
+    /// nor the command as written runs (flags of older builds are read as they were meant), and in plans, which say it themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speed: Option<Speed>,
     /// The terms that `memory` does not have, and why.
@@ -157,22 +157,30 @@ pub struct FitOutcome {
 }
 
 impl FitOutcome {
-    /// `None` where fitting leaves the command as it is.
-    fn of(model: &Model, machine: &Machine, run: &RunConfig, margin: Bytes) -> Result<Option<Self>, memory::Error> {
+    /// With the speed for a turn where one is asked for; `None` where fitting leaves the command as it is.
+    fn of(
+        model: &Model,
+        machine: &Machine,
+        run: &RunConfig,
+        options: &Options<'_>,
+    ) -> Result<Option<(Self, Option<Speed>)>, memory::Error> {
         let Fitted { run: fitted, failure } = fit::fitted(model, machine, run)?;
         let written = numbers(run, &model.hparams).n_ctx;
         let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
-        let forecast = memory::forecast(model, machine, &RunConfig { fit: false, ..fitted.clone() })?;
+        let run = &RunConfig { fit: false, ..fitted.clone() };
+        let forecast = memory::forecast(model, machine, run)?;
         if is_same && failure.is_none() && forecast.numbers.n_ctx == written {
             return Ok(None);
         }
-        let (memory, shortfall) = (Row::table(&forecast), forecast.shortfall(machine, margin));
+        let (memory, shortfall) = (Row::table(&forecast), forecast.shortfall(machine, options.margin));
+        let case = Case { model, machine, run, placement: &forecast.placement, forecast: &forecast };
+        let speed = options.turn.filter(|_| shortfall.is_empty()).map(|turn| speed::predict(&case, turn).speed);
         let mut args = fit::args(&fitted);
         if failure.is_some() {
             // What else it would print is the user's own.
             args.truncate(2);
         }
-        Ok(Some(Self { starts: shortfall.is_empty(), n_ctx: forecast.numbers.n_ctx, args, memory, failure }))
+        Ok(Some((Self { starts: shortfall.is_empty(), n_ctx: forecast.numbers.n_ctx, args, memory, failure }, speed)))
     }
 }
 
@@ -344,10 +352,11 @@ pub fn check(
     let is_short = !shortfall.is_empty();
     // What llama.cpp refuses is not fitted.
     let fit = if run.fit && !is_refused && forecast.is_whole() {
-        FitOutcome::of(model, machine, &launched, options.margin)?
+        FitOutcome::of(model, machine, &launched, &options)?
     } else {
         None
     };
+    let (fit, fitted) = fit.map_or((None, None), |(fit, speed)| (Some(fit), speed));
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
     let is_paged = forecast.mapped.host.is_some() && forecast.devices_short(machine, options.margin).is_empty();
     let is_whole = forecast.is_whole();
@@ -390,7 +399,7 @@ pub fn check(
             (false, false) if has_room => Some(Verdict::Comfortable),
             (false, false) => Some(Verdict::Tight),
         },
-        speed,
+        speed: fitted.or(speed),
         uncounted: forecast.uncounted,
         mapped_span: forecast.mapped.host,
         main_memory: machine.host.ram,

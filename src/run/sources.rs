@@ -252,7 +252,8 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
         let words = ["--", "-"].iter().find_map(|dashes| {
             let word = format!("{dashes}{key}");
             let (flag, on) = spelling(&word)?;
-            Some((flag, on, word))
+            // Literally: `ctx_size` is not one, other than on the command line.
+            flag.names().chain(flag.negated()).any(|name| name == word).then_some((flag, on, word))
         });
         let of_variable = || {
             flags::FLAGS
@@ -276,7 +277,8 @@ pub fn preset(text: &str, base: &[String]) -> Result<Vec<Held>, Error> {
             }
             continue;
         }
-        let (flag, on, word) = words.or_else(of_variable).ok_or_else(|| refused("a flag of llama-server"))?;
+        let (flag, on, word) =
+            words.or_else(of_variable).ok_or_else(|| refused("a flag of llama-server (`ctx-size`, not `ctx_size`)"))?;
         let words = match (flag.values, is_off == on) {
             (0, true) => flag.negated().last().map(str::to_string).into_iter().collect(),
             (0, false) => vec![flag.name().to_string()],
@@ -981,6 +983,11 @@ services:
     fn what_cannot_be_read_is_told_with_its_line() {
         for (kind, text, expected) in [
             (Kind::Preset, "[a]\nfrobnicate = 1\n", "line 2, [a]: `frobnicate = 1`: expected a flag of llama-server"),
+            (
+                Kind::Preset,
+                "[a]\nctx_size = 1\n",
+                "line 2, [a]: `ctx_size = 1`: expected a flag of llama-server (`ctx-size`",
+            ),
             (Kind::Preset, "\nmodel\n", "line 2: `model`: expected KEY = VALUE"),
             (Kind::LlamaSwap, "models:\n  a: {ttl: 3}\n", "`a`: expected a model with `cmd`"),
             (Kind::LlamaSwap, "models:\n  a: {cmd: \"'x\"}\n", "models.a: a quote is opened and not closed"),

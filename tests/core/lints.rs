@@ -168,6 +168,7 @@ static CASES: &[Case] = &[
     ("unknown-flag", &GPT_OSS, ONE, "llama-server --frobnicate", "llama-server --port 80"),
     ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
     ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
+    ("unknown-variable", &GPT_OSS, ONE, "LLAMA_ARG_CTX=8192 llama-server", "LLAMA_ARG_CTX_SIZE=8192 llama-server"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server --ctx-size=4096", "llama-server --ctx_size 4096"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server -c4096", "llama-server -c 4096"),
