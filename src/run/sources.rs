@@ -982,7 +982,11 @@ services:
     #[test]
     fn what_cannot_be_read_is_told_with_its_line() {
         for (kind, text, expected) in [
-            (Kind::Preset, "[a]\nfrobnicate = 1\n", "line 2, [a]: `frobnicate = 1`: expected a flag of llama-server"),
+            (
+                Kind::Preset,
+                "[a]\nfrobnicate = 1\n",
+                "line 2, [a]: `frobnicate = 1`: expected a flag of llama-server (`ctx-size`, not `ctx_size`)",
+            ),
             (
                 Kind::Preset,
                 "[a]\nctx_size = 1\n",
