@@ -990,7 +990,7 @@ services:
             (
                 Kind::Preset,
                 "[a]\nctx_size = 1\n",
-                "line 2, [a]: `ctx_size = 1`: expected a flag of llama-server (`ctx-size`",
+                "line 2, [a]: `ctx_size = 1`: expected a flag of llama-server (`ctx-size`, not `ctx_size`)",
             ),
             (Kind::Preset, "\nmodel\n", "line 2: `model`: expected KEY = VALUE"),
             (Kind::LlamaSwap, "models:\n  a: {ttl: 3}\n", "`a`: expected a model with `cmd`"),
