@@ -431,9 +431,7 @@ impl Ram {
     /// GB/s by its data sheet.
     #[must_use]
     pub fn in_channels_of(self, sockets: u32, memory: f64) -> Self {
-        let Some((generation, rate)) = self.assumed.map(|(generation, rate, _)| (generation, rate)) else {
-            return self;
-        };
+        let Some((generation, rate, _)) = self.assumed else { return self };
         let of = |channels: f64| rate * channels * 8.0 / 1000.0;
         // Half a percent: data sheets round.
         let fits = |channels: &f64| of(*channels) <= memory * 1.005;

@@ -104,6 +104,12 @@ struct Reader {
     of_tests: Vec<Override>,
 }
 
+/// The variable that negates a switch which has one.
+fn negated_variable(flag: &Flag) -> Option<String> {
+    let name = flag.environment.filter(|_| flag.is_switch())?;
+    Some(name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_"))
+}
+
 impl Reader {
     /// `LLAMA_ARG_*`, in the order of the flags' definitions.
     fn environment(&mut self, env: &BTreeMap<String, String>) -> Result<(), Error> {
@@ -113,8 +119,7 @@ impl Reader {
         let (target, program) = (self.command.run.target, self.command.run.program);
         for flag in flags::FLAGS.iter().filter(|flag| target.has(flag) && flag.is_of(program)) {
             let Some(name) = flag.environment else { continue };
-            let negated = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_");
-            let is_negated = flag.is_switch() && env.contains_key(&negated);
+            let is_negated = negated_variable(flag).is_some_and(|negated| env.contains_key(&negated));
             let Some(value) = (if is_negated { Some("0") } else { env.get(name).map(String::as_str) }) else {
                 continue;
             };
@@ -137,7 +142,8 @@ impl Reader {
     /// Variables that no flag of llama.cpp has; it ignores them.
     fn note_unknown(&mut self, env: &BTreeMap<String, String>) {
         let known: Vec<&str> = flags::FLAGS.iter().filter_map(|flag| flag.environment).collect();
-        let is_known = |name: &str| known.contains(&name) || known.contains(&&*name.replace("ARG_NO_", "ARG_"));
+        let negated: Vec<String> = flags::FLAGS.iter().filter_map(negated_variable).collect();
+        let is_known = |name: &str| known.contains(&name) || negated.iter().any(|known| known == name);
         let of_flags = env.keys().map(String::as_str).filter(|name| name.starts_with("LLAMA_ARG_"));
         let unknown: Vec<&str> = of_flags.filter(|name| !is_known(name)).collect();
         if let Some(first) = unknown.first().filter(|_| self.command.run.target.dialect == Dialect::LlamaCpp) {
@@ -673,11 +679,19 @@ mod tests {
 
     #[test]
     fn variables_that_llama_cpp_does_not_read_are_named() {
-        let env =
-            [("LLAMA_ARG_CTX", "8192"), ("LLAMA_ARG_PARALLEL", "8"), ("LLAMA_ARG_NO_KV_OFFLOAD", "1"), ("MODEL", "m")];
+        let env = [
+            ("LLAMA_ARG_CTX", "8192"),
+            ("LLAMA_ARG_PARALLEL", "8"),
+            ("LLAMA_ARG_NO_CTX_SIZE", "1"),
+            ("LLAMA_ARG_NO_KV_OFFLOAD", "1"),
+            ("MODEL", "m"),
+        ];
         let notes = read_in("llama-server", &env).unwrap().notes;
         let [note] = &notes[..] else { panic!("{notes:?}") };
-        assert_eq!(note.message, "no flag of llama.cpp reads `LLAMA_ARG_CTX`, `LLAMA_ARG_PARALLEL`: it has no effect");
+        assert_eq!(
+            note.message,
+            "no flag of llama.cpp reads `LLAMA_ARG_CTX`, `LLAMA_ARG_NO_CTX_SIZE`, `LLAMA_ARG_PARALLEL`: it has no effect"
+        );
         assert!(note.hint.as_ref().is_some_and(|hint| hint.contains("LLAMA_ARG_CTX_SIZE")), "{notes:?}");
     }
 
