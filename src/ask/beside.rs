@@ -103,7 +103,7 @@ fn undecided(command: &ParsedCommand) -> Option<String> {
 
 /// A command as llama.cpp takes it: what it refuses is replaced by what took its place.
 pub fn mended(command: &ParsedCommand) -> Option<String> {
-    let words = server_command(command.model.as_ref()?, &args_beside(&command.run, &command.beside));
+    let words = server_command(command.model.as_ref()?, &command.run, &args_beside(&command.run, &command.beside));
     Some(format!("{}{}", shell(&words)?, undecided(command)?))
 }
 

@@ -717,7 +717,8 @@ const LINTS: &[Rule] = &[
     }),
     // Prompts copy host experts of every block into the first device (`ggml/src/ggml-backend.cpp`, b11434).
     ("copies-on-first-device", Info, |facts| {
-        if !facts.several() || !facts.run.op_offload {
+        let are_copied = facts.run.offload_rows().is_some_and(|rows| rows <= facts.forecast.numbers.n_ubatch);
+        if !facts.several() || !are_copied {
             return None;
         }
         let experts = facts.forecast.placement.experts(facts.model);

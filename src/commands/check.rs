@@ -24,7 +24,9 @@ use crate::plan::{Checked, Turn};
 use crate::run::build::{REFERENCE, number};
 use crate::run::held::Held;
 use crate::run::sources::{self, Kind};
-use crate::run::{Dialect, ModelSource, Note, ParsedCommand, Program, RunConfig, Target, parse, visible};
+use crate::run::{
+    Dialect, ModelSource, Note, OFFLOAD_MIN_BATCH, ParsedCommand, Program, RunConfig, Target, parse, visible,
+};
 use crate::runtime::projection;
 use crate::runtime::server::config_files;
 use crate::speed::Acceptance;
@@ -366,13 +368,13 @@ fn note_config_files(command: &mut ParsedCommand) {
     }
 }
 
-/// `LLAMA_ARG_*` of this process, and the variables that select cards of a machine that was described: what is found here has
+/// `LLAMA_ARG_*` of this process, [`OFFLOAD_MIN_BATCH`], and the variables that select cards of a machine that was described: what is found here has
 /// been selected already. An empty list hides the cards of this computer, not those that were described.
 pub fn environment(selects_cards: bool) -> BTreeMap<String, String> {
     let text = |(name, value): (OsString, OsString)| {
         let (name, value) = (name.into_string().ok()?, value.to_string_lossy().into_owned());
         let is_selection = selects_cards && visible::selects(&name) && !matches!(value.as_str(), "" | "-1");
-        (name.starts_with("LLAMA_ARG_") || is_selection).then_some((name, value))
+        (name.starts_with("LLAMA_ARG_") || name == OFFLOAD_MIN_BATCH || is_selection).then_some((name, value))
     };
     std::env::vars_os().filter_map(text).collect()
 }

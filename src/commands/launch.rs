@@ -112,7 +112,7 @@ impl Proposal {
             plan: None,
         };
         let row = |(name, run): (Option<String>, &RunConfig)| {
-            let words = server_command(&model, &[args::args(run), self.beside.clone()].concat());
+            let words = server_command(&model, run, &[args::args(run), self.beside.clone()].concat());
             let held = Held { name, ..held::of_words(&words, &|_| None)? };
             Ok(check::row(&held, asked, self))
         };
@@ -212,7 +212,7 @@ impl Proposal {
             let hint = "`moeplan plan --dialect ik --emit shell` writes a script that starts its llama-server";
             return Err(Refusal::new("the plan is for ik_llama.cpp, which moeplan does not launch", hint).into());
         }
-        let mut run = as_written(&plan.args, plan.check.run.target)?;
+        let mut run = as_written(&plan.args, &plan.environment, plan.check.run.target)?;
         run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
         if let Some(fetch) = fetch {
@@ -290,11 +290,11 @@ impl Models for Proposal {
 
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it. What they do
 /// not say is as in the build that the plan is for.
-pub fn as_written(args: &[String], of: Target) -> anyhow::Result<RunConfig> {
+pub fn as_written(args: &[String], environment: &BTreeMap<String, String>, of: Target) -> anyhow::Result<RunConfig> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
     // From the reference on builds differ in the flags that they have, not in what is meant without them.
     let target = if of.build < Target::default().build { of } else { Target::newest() };
-    let mut parsed = parse::command_for(&words, &BTreeMap::new(), target)?;
+    let mut parsed = parse::command_for(&words, environment, target)?;
     parsed.run.target = Target::default();
     let error =
         |note: &&Note| checkup::lints::codes().any(|(code, severity)| code == note.code && severity == Severity::Error);

@@ -127,8 +127,9 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
         let servers = tuning.proposal.servers.iter();
         servers.fold(word.clone(), |word, server| word.replace(server.endpoint(), "HOST:PORT"))
     };
-    let args: Vec<String> = tuning.race.entrants[winner].candidate.args.iter().map(reachable).collect();
-    let command = shell(&server_command(&model, &args));
+    let chosen = &tuning.race.entrants[winner].candidate;
+    let args: Vec<String> = chosen.args.iter().map(reachable).collect();
+    let command = shell(&server_command(&model, &chosen.run, &args));
     let document = Document {
         schema: SCHEMA.to_string(),
         subject: tuning.subject.clone(),
@@ -281,7 +282,7 @@ impl Tuning {
 /// The plan's alternatives that fit, as launches.
 fn alternatives(planned: &[explain::Alternative], target: Target, machine: &Machine) -> anyhow::Result<Vec<Candidate>> {
     let candidate = |other: &explain::Alternative| {
-        let mut run = as_written(&other.args, target)?;
+        let mut run = as_written(&other.args, &other.environment, target)?;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
         Ok(Candidate::new(Kind::Neighbour, &other.what, run, machine, Some(predicted)))
@@ -303,6 +304,7 @@ mod tests {
     fn a_flag_that_the_build_lacks_makes_no_neighbour() {
         let of = |args: &str| explain::Alternative {
             what: args.to_string(),
+            environment: BTreeMap::new(),
             args: args.split(' ').map(str::to_string).collect(),
             fits: true,
             shortfall: BTreeMap::new(),

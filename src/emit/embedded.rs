@@ -202,6 +202,7 @@ pub(super) fn expected(run: &RunConfig) -> RunConfig {
         fit_ctx: RunConfig::default().fit_ctx,
         cache_ram: None,
         ctx_checkpoints: None,
+        op_offload_min_batch: None,
         ..run.clone()
     }
 }

@@ -11,7 +11,7 @@ use crate::bytes::{Bytes, MIB};
 use crate::machine::Backend;
 use crate::run::command::quoted;
 use crate::run::flags::new_load_mode;
-use crate::run::held::Held;
+use crate::run::held::{Held, assignment};
 use crate::run::sources::{self, Kind, START};
 use crate::run::{self, ModelSource, ParsedCommand, Target, groups, spelling};
 
@@ -38,6 +38,9 @@ pub(super) fn name_of(source: &ModelSource) -> String {
     // `default` and `*` are sections of their own in llama.cpp's presets.
     if name.is_empty() || name == "default" { "model".to_string() } else { name }
 }
+
+/// Variables that a launch needs: names and numbers, which no form has to quote.
+type Variables = BTreeMap<String, String>;
 
 fn refuse<T>(word: &str, problem: &'static str, form: &'static str, instead: &'static str) -> Result<T, Error> {
     Err(Error::Word { word: word.to_string(), problem, form, instead })
@@ -70,12 +73,13 @@ pub(super) fn line(words: &[String]) -> String {
 }
 
 const SHEBANG: &str = "#!/bin/sh\n";
+const EXPORT: &str = "export ";
 const EXEC: &str = "exec ";
 const REST: &str = " \"$@\"";
 
 /// A script that becomes the program; what it is called with is passed on, and wins. Where the launch `needs` so much of a card, the
 /// script first says that none has it free. It says nothing where NVIDIA's driver cannot be asked.
-pub(super) fn script(words: &[String], needs: Option<Bytes>) -> String {
+pub(super) fn script(environment: &Variables, words: &[String], needs: Option<Bytes>) -> String {
     let look = |needs: Bytes| {
         let mib = needs.0.div_ceil(MIB);
         format!(
@@ -85,7 +89,9 @@ pub(super) fn script(words: &[String], needs: Option<Bytes>) -> String {
              done\n"
         )
     };
-    format!("{SHEBANG}{}{EXEC}{}{REST}", needs.map(look).unwrap_or_default(), line(words))
+    let set = |(name, value): (&String, &String)| format!("{EXPORT}{name}={}\n", quote(value));
+    let set: String = environment.iter().map(set).collect();
+    format!("{SHEBANG}{}{set}{EXEC}{}{REST}", needs.map(look).unwrap_or_default(), line(words))
 }
 
 /// The words of [`script`], as a shell would make them.
@@ -93,15 +99,18 @@ pub(super) fn of_script(text: &str) -> Result<Held, String> {
     let lines = text.strip_prefix(SHEBANG).and_then(|text| text.strip_suffix(REST));
     let line = lines.and_then(|lines| lines.lines().last()?.strip_prefix(EXEC));
     let words = line.and_then(shlex::split).ok_or_else(|| "its line cannot be split into words".to_string())?;
-    Ok(Held { words, ..Held::default() })
+    let set = text.lines().filter_map(|line| shlex::split(line.strip_prefix(EXPORT)?)?.pop());
+    let environment = set.filter_map(|set| assignment(&set).map(|(name, value)| (name.to_string(), value.to_string())));
+    Ok(Held { words, environment: environment.collect(), ..Held::default() })
 }
 
+const SET: &str = "$env:";
 const CALL: &str = "& ";
 const REST_OF_POWERSHELL: &str = " @args\n";
 
 /// A script of PowerShell, which passes on what it is called with, and says of a card's memory what [`script`] does. In single quotes everything is as it is, and two of them are one
 /// (about_Quoting_Rules); a comma or a dot of a word without quotes may part it (about_Parsing).
-pub(super) fn powershell(words: &[String], needs: Option<Bytes>) -> Result<String, Error> {
+pub(super) fn powershell(environment: &Variables, words: &[String], needs: Option<Bytes>) -> Result<String, Error> {
     let quoted = words.iter().map(|word| {
         if word.contains(['"', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}']) {
             let problem = "holds a double quote or a curly one";
@@ -122,7 +131,9 @@ pub(super) fn powershell(words: &[String], needs: Option<Bytes>) -> Result<Strin
              $free MiB are free\" }}\n"
         )
     };
-    Ok(format!("{}{CALL}{line}{REST_OF_POWERSHELL}", needs.map(look).unwrap_or_default()))
+    // Names and numbers: nothing of them needs more than single quotes.
+    let set: String = environment.iter().map(|(name, value)| format!("{SET}{name} = '{value}'\n")).collect();
+    Ok(format!("{}{set}{CALL}{line}{REST_OF_POWERSHELL}", needs.map(look).unwrap_or_default()))
 }
 
 /// The words of [`powershell`], as PowerShell would make them.
@@ -151,7 +162,9 @@ pub(super) fn of_powershell(text: &str) -> Result<Held, String> {
         words.push(word);
         rest = rest.strip_prefix(' ').unwrap_or(rest);
     }
-    Ok(Held { words, ..Held::default() })
+    let set = text.lines().filter_map(|line| line.strip_prefix(SET)?.split_once(" = "));
+    let environment = set.map(|(name, value)| (name.to_string(), value.trim_matches('\'').to_string())).collect();
+    Ok(Held { words, environment, ..Held::default() })
 }
 
 /// The one command of a form, as the form's reader takes it out.
@@ -172,7 +185,7 @@ pub(super) fn read(held: &Held, target: Target, form: &'static str) -> Result<Pa
 /// The env file of a command, its program first, and what it leaves to the command line: one `LLAMA_ARG_…` a flag, quoted so that a
 /// shell, systemd and Compose read the same value. What has no variable (`common/arg.cpp` `common_arg::get_value_from_env`, b11434)
 /// stays in the command that the file's first comment gives.
-pub(super) fn env_file(command: &[String]) -> Result<(String, Vec<String>), Error> {
+pub(super) fn env_file(environment: &Variables, command: &[String]) -> Result<(String, Vec<String>), Error> {
     let (program, args) = command.split_first().map_or(("", command), |(first, rest)| (first.as_str(), rest));
     let mut lines = Vec::new();
     let mut without = vec![program.to_string()];
@@ -183,6 +196,7 @@ pub(super) fn env_file(command: &[String]) -> Result<(String, Vec<String>), Erro
             None => without.extend(group.iter().cloned()),
         }
     }
+    lines.extend(environment.iter().map(|(name, value)| format!("{name}={value}")));
     let left = without.get(1..).filter(|rest| !rest.is_empty()).map(line);
     let note = |rest: &String| {
         format!("llama.cpp has no variable for `{rest}`: the file's first line shows the command to start with")
@@ -270,6 +284,8 @@ struct SwapGroup {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SwapEntry {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    env: Vec<String>,
     cmd: String,
 }
 
@@ -298,9 +314,9 @@ pub(super) fn only_posix(words: &[String]) -> Option<String> {
 
 /// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which splits a command into words after
 /// putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
-pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Error> {
+pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
     let mut models = BTreeMap::new();
-    for (name, command) in named {
+    for (name, Held { words: command, environment, .. }) in named {
         if let Some(word) = command.iter().find(|word| word.contains("${")) {
             return refuse(word, "holds `${`", "llama-swap's configuration (it would be a macro)", "rename the file");
         }
@@ -309,7 +325,8 @@ pub(super) fn swap_models(named: &[(String, Vec<String>)]) -> Result<String, Err
         let line = |words: &[String]| words.iter().map(word).collect::<Vec<_>>().join(" ");
         let first = format!("{} {}", word(&program.to_string()), PORT.join(" "));
         let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
-        models.insert(name.clone(), SwapEntry { cmd: lines.join("\n") + "\n" });
+        let env = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        models.insert(name.clone(), SwapEntry { env, cmd: lines.join("\n") + "\n" });
     }
     let members: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
     let is_group = members.len() > 1;
@@ -336,7 +353,7 @@ const IMAGES: [(Backend, &str, &[&str]); 5] = [
 /// this computer only. `fetches`: the model is fetched, and kept in a volume.
 pub(super) fn compose_file(
     name: &str,
-    command: &[String],
+    (environment, command): (&Variables, &[String]),
     files: &[String],
     backend: Backend,
     fetches: bool,
@@ -389,10 +406,12 @@ pub(super) fn compose_file(
     } else {
         ""
     };
+    let set: Vec<String> = environment.iter().map(|(name, value)| format!("{name}: {}", text(value))).collect();
+    let set = if set.is_empty() { String::new() } else { format!("    environment: {{{}}}\n", set.join(", ")) };
     let kept = if fetches { format!("volumes: {{{CACHE}: {{}}}}\n") } else { String::new() };
     Ok(format!(
         "services:\n  {}:\n    image: ghcr.io/ggml-org/llama.cpp:{image}\n    ports: [{}]\n    \
-         volumes:\n{volumes}{devices}{cards}    command: [\n{words}    ]\n{kept}",
+         volumes:\n{volumes}{devices}{cards}{set}    command: [\n{words}    ]\n{kept}",
         text(&name.to_ascii_lowercase()),
         text(&format!("127.0.0.1:{port}:{port}")),
     ))
@@ -442,29 +461,39 @@ mod tests {
         let line =
             r"llama-server -m '/m/it'\''s 1.gguf' -c 8192 -no-kvu -tb 8 -ot 'a\.(b|c)=CPU,d=CUDA1' --no-op-offload";
         let command = shlex::split(line).unwrap();
-        let of_swap = only(Kind::LlamaSwap, &swap_models(&[("its-1".into(), command.clone())]).unwrap()).unwrap().words;
+        let environment = Variables::from([("NAME".to_string(), "64".to_string())]);
+        let none = Variables::new();
+        let whole = |held: Held| (held.environment, held.words);
+        let both = (environment.clone(), command.clone());
+        let held = Held { environment: environment.clone(), words: command.clone(), ..Held::default() };
+        let of_swap = only(Kind::LlamaSwap, &swap_models(&[("its-1".into(), held)]).unwrap()).unwrap();
         let port = ["--port", "8080"].map(str::to_string);
-        assert_eq!(of_swap, [&command[..1], &port, &command[1..]].concat());
+        assert_eq!(whole(of_swap), (environment.clone(), [&command[..1], &port, &command[1..]].concat()));
         for needs in [None, Some(Bytes::mib(7))] {
-            let script = script(&command, needs);
-            assert_eq!(of_script(&script).unwrap().words, command);
+            let script = script(&environment, &command, needs);
+            assert_eq!(whole(of_script(&script).unwrap()), both);
             // So does `moeplan check serve.sh`.
-            assert_eq!(only(Kind::Shell, &script.replace(REST, "")).unwrap().words, command);
+            assert_eq!(whole(only(Kind::Shell, &script.replace(REST, "")).unwrap()), both);
         }
-        let looks = powershell(&command, Some(Bytes::mib(7))).unwrap();
+        let sets = powershell(&environment, &command, None).unwrap();
+        assert_eq!(whole(of_powershell(&sets).unwrap()), both);
+        let plain = sets.replace("it''s", "its");
+        assert_eq!(only(Kind::Shell, &plain).unwrap().environment, environment);
+        let looks = powershell(&none, &command, Some(Bytes::mib(7))).unwrap();
         assert!(looks.starts_with("$free = try { nvidia-smi ") && looks.contains("-lt 7)"), "{looks}");
         assert_eq!(of_powershell(&looks).unwrap().words, command);
         assert_eq!(only(Kind::Shell, &looks.replace("it''s", "its")).unwrap().words[3..], command[3..]);
-        let script = powershell(&command, None).unwrap();
+        let script = powershell(&none, &command, None).unwrap();
         assert!(script.starts_with("& llama-server -m '/m/it''s 1.gguf' -c 8192"), "{script}");
         assert_eq!(of_powershell(&script).unwrap().words, command);
-        assert!(powershell(&["a\"b".to_string()], None).is_err());
+        assert!(powershell(&none, &["a\"b".to_string()], None).is_err());
         // `moeplan check serve.ps1`, where no quote is in it.
         let plain = script.replace("it''s", "its");
         assert_eq!(only(Kind::Shell, &plain).unwrap().words[3..], command[3..]);
-        let (text, notes) = env_file(&command).unwrap();
+        let (text, notes) = env_file(&environment, &command).unwrap();
         let Held { environment, words, .. } = only(Kind::Env, &text).unwrap();
         assert_eq!(environment.get("LLAMA_ARG_MODEL").map(String::as_str), Some("/m/it's 1.gguf"));
+        assert_eq!(environment.get("NAME").map(String::as_str), Some("64"));
         assert_eq!((words.join(" "), notes.len()), ("llama-server -tb 8 --no-op-offload".to_string(), 1));
         let long = only(Kind::Preset, &preset("x", &command).unwrap()).unwrap().words.join(" ");
         assert!(long.starts_with("llama-server --model /m/it's 1.gguf --ctx-size 8192 --no-kv-unified"), "{long}");
@@ -518,13 +547,17 @@ mod tests {
             assert_eq!(swap_word(word), None, "{word}");
             assert!(only_posix(&["x".to_string(), word.to_string()]).unwrap().contains(word));
         }
-        let line = swap_models(&[("x".into(), ["llama-server", "-ot", r"a\.(b)=CPU"].map(str::to_string).to_vec())]);
+        let words = ["llama-server", "-ot", r"a\.(b)=CPU"].map(str::to_string).to_vec();
+        let line = swap_models(&[("x".into(), Held { words, ..Held::default() })]);
         assert!(line.unwrap().contains(r#"-ot "a\.(b)=CPU""#));
     }
 
     #[test]
     fn macros_in_a_name_are_refused() {
         let command = ["llama-server", "-m", "${HOME}.gguf"].map(str::to_string);
-        assert!(matches!(swap_models(&[("x".into(), command.to_vec())]), Err(Error::Word { .. })));
+        assert!(matches!(
+            swap_models(&[("x".into(), Held { words: command.to_vec(), ..Held::default() })]),
+            Err(Error::Word { .. })
+        ));
     }
 }

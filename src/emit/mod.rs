@@ -19,7 +19,7 @@ use crate::plan::Plan;
 use crate::run::args::settings;
 use crate::run::command::server_command;
 use crate::run::flags::{self, Flag};
-use crate::run::held::Held;
+use crate::run::held::{self, Held};
 use crate::run::sources::{self, Kind};
 use crate::run::{Dialect, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args, spelling};
 use crate::speed::Turn;
@@ -121,14 +121,16 @@ impl Launch {
 
 /// The plan in the form wished for.
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
-    emit(model, &plan.machine, &command_of(plan)?, wish)
+    emit(model, &plan.machine, &command_of(plan)?.1, wish)
 }
 
-/// What the llama-server that a plan is for makes of its command.
-fn command_of(plan: &Plan) -> Result<ParsedCommand, Error> {
-    let words = shlex::split(&plan.command)
-        .ok_or_else(|| Error::ReadBack { form: "command", problem: "it cannot be split into words".to_string() })?;
-    forms::read(&Held { words, ..Held::default() }, plan.check.run.target, "command")
+/// A plan's command, and what the llama-server that it is for makes of it.
+fn command_of(plan: &Plan) -> Result<(Held, ParsedCommand), Error> {
+    let problem = |problem: String| Error::ReadBack { form: "command", problem };
+    let words = shlex::split(&plan.command).ok_or_else(|| problem("it cannot be split into words".to_string()))?;
+    let held = held::of_words(&words, &|_| None).map_err(|error| problem(error.to_string()))?;
+    let command = forms::read(&held, plan.check.run.target, "command")?;
+    Ok((held, command))
 }
 
 /// Plans that stay loaded together, in one file for llama-swap or for llama-server's router, with the name of each in it.
@@ -138,24 +140,27 @@ pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<St
         let instead = "use --emit llama-swap or --emit ini";
         return Err(Error::NoSuchForm { form: form.name(), whom: "several models", instead });
     }
-    let mut named: Vec<(String, Vec<String>)> = Vec::new();
+    let mut named: Vec<(String, Held)> = Vec::new();
     for (_, plan) in plans {
-        let command = command_of(plan)?;
+        let (held, command) = command_of(plan)?;
         reads(form, Runner::LlamaServer, command.run.target.dialect)?;
-        let (source, words) = (command.model.as_ref(), shlex::split(&plan.command).unwrap_or_default());
-        let name = source.map(forms::name_of).unwrap_or_default();
-        forms::printable(&words)?;
+        if let Some(variable) = held.environment.keys().next().filter(|_| form == Form::Ini) {
+            let lacks = format!("has no place for {variable}, which one of the models needs");
+            return Err(Error::Lacks { program: "a preset", lacks, instead: "use --emit llama-swap" });
+        }
+        let name = command.model.as_ref().map(forms::name_of).unwrap_or_default();
+        forms::printable(&held.words)?;
         // Two files of one name are told apart by a number.
         let is_free = |name: &String| named.iter().all(|(known, _)| known != name);
         let numbered = (2..).map(|number| format!("{name}-{number}"));
         let name = std::iter::once(name.clone()).chain(numbered).find(is_free).unwrap_or(name);
-        named.push((name, words));
+        named.push((name, held));
     }
     let (kind, text) = if form == Form::LlamaSwap {
         (Kind::LlamaSwap, forms::swap_models(&named)?)
     } else {
         let section =
-            |(name, words): &(String, Vec<String>)| Ok(forms::preset(name, words)? + "load-on-startup = true\n");
+            |(name, held): &(String, Held)| Ok(forms::preset(name, &held.words)? + "load-on-startup = true\n");
         let sections = named.iter().map(section).collect::<Result<Vec<_>, Error>>()?;
         (Kind::Preset, sections.join("\n"))
     };
@@ -167,7 +172,7 @@ pub fn together(plans: &[(&Model, &Plan)], form: Form) -> Result<(String, Vec<St
     for ((model, plan), (name, _)) in plans.iter().zip(&named) {
         let held = read.iter().find(|held| held.name.as_ref() == Some(name));
         let held = held.ok_or_else(|| problem(format!("no model {name}")))?;
-        let expected = command_of(plan)?;
+        let (_, expected) = command_of(plan)?;
         let found = forms::read(held, expected.run.target, form.name())?;
         if found.model != expected.model {
             return Err(Error::Replay { form: form.name(), what: "its model".to_string() });
@@ -234,7 +239,14 @@ fn embed(model: &Model, machine: &Machine, run: &RunConfig, wish: Wish) -> Resul
     let read = embedded::read(&text).map_err(|problem| Error::ReadBack { form: wish.form.name(), problem })?;
     same_run(wish, &embedded::expected(run), &read)?;
     same_placement(model, machine, wish, [run, &read])?;
-    Ok(Emitted { text, notes: Vec::new() })
+    Ok(Emitted { text, notes: left_to_caller(run).into_iter().collect() })
+}
+
+/// What a form without variables leaves to whoever starts llama.cpp.
+fn left_to_caller(run: &RunConfig) -> Option<String> {
+    let variables: Vec<String> = run.environment().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    (!variables.is_empty())
+        .then(|| format!("start it with {} in its environment: the plan counts on it", variables.join(" ")))
 }
 
 /// Refuses the forms that a program is not known to read.
@@ -269,7 +281,7 @@ fn launch(command: &ParsedCommand, source: &ModelSource, wish: Wish) -> Result<L
         ],
     };
     Ok(Launch {
-        head: server_command(source, &[]),
+        head: server_command(source, &RunConfig::default(), &[]),
         args: args::args_beside(&command.run, &command.beside),
         expected: command.run.clone(),
         notes,
@@ -295,19 +307,26 @@ fn written(
     let (form, args) = (wish.form.name(), launch.words());
     let name = forms::name_of(source);
     let mut notes = Vec::new();
+    let environment = launch.expected.environment();
     let text = match wish.form {
-        Form::Args => forms::on_one_line(&launch.args)?,
-        Form::Shell => forms::script(&args, needs),
-        Form::PowerShell => forms::powershell(&args, needs)?,
+        Form::Args => {
+            notes.extend(left_to_caller(&launch.expected));
+            forms::on_one_line(&launch.args)?
+        }
+        Form::Shell => forms::script(&environment, &args, needs),
+        Form::PowerShell => forms::powershell(&environment, &args, needs)?,
         Form::Env => {
-            let (text, left) = forms::env_file(&args)?;
+            let (text, left) = forms::env_file(&environment, &args)?;
             notes = left;
             text
         }
-        Form::Ini => forms::preset(&name, &args)?,
+        Form::Ini => {
+            notes.extend(left_to_caller(&launch.expected));
+            forms::preset(&name, &args)?
+        }
         Form::LlamaSwap => {
             notes.extend(forms::only_posix(&args));
-            forms::swap_models(&[(name, args)])?
+            forms::swap_models(&[(name, Held { words: args, environment: environment.clone(), ..Held::default() })])?
         }
         Form::Compose => {
             let run = &launch.expected;
@@ -319,18 +338,18 @@ fn written(
             let files: Vec<String> = own.into_iter().chain(beside).collect();
             let of_devices = machine.devices.iter().map(|device| device.backend);
             let backend = of_devices.into_iter().find(|backend| *backend != Backend::Rpc).unwrap_or(Backend::Cpu);
-            forms::compose_file(&name, &args, &files, backend, !matches!(source, ModelSource::Path(_)))?
+            forms::compose_file(&name, (&environment, &args), &files, backend, !matches!(source, ModelSource::Path(_)))?
         }
     };
     let held = match wish.form {
         Form::Args => {
             let words = launch.head.iter().cloned().chain(text.split_whitespace().map(str::to_string)).collect();
-            Ok(Held { words, ..Held::default() })
+            Ok(Held { words, environment, ..Held::default() })
         }
         Form::Shell => forms::of_script(&text),
         Form::PowerShell => forms::of_powershell(&text),
         Form::Env => forms::only(Kind::Env, &text),
-        Form::Ini => forms::only(Kind::Preset, &text),
+        Form::Ini => forms::only(Kind::Preset, &text).map(|held| Held { environment, ..held }),
         Form::LlamaSwap => forms::only(Kind::LlamaSwap, &text),
         Form::Compose => forms::only(Kind::Compose, &text),
     };

@@ -12,8 +12,6 @@ use crate::gguf::GgmlType;
 use crate::machine::Backend;
 use crate::placement::Buffer;
 
-/// The tokens from which CUDA takes operations whose weight is in host memory (`GGML_OP_OFFLOAD_MIN_BATCH`).
-const OFFLOAD_MIN_BATCH: u64 = 32;
 /// Cells that flash attention takes at once (`FATTN_KQ_STRIDE`).
 const FATTN_KQ_STRIDE: u64 = 256;
 
@@ -66,8 +64,8 @@ impl Target {
         }
     }
 
-    /// Whether it asks for an operation of this many rows although the weight is in host memory (`offload_op`).
-    pub fn wants_op(&self, tensor: &Tensor) -> bool {
+    /// Whether it asks for an operation of at least so many `rows` although the weight is in host memory (`offload_op`).
+    pub fn wants_op(&self, tensor: &Tensor, rows: u32) -> bool {
         if self.device.is_none() || self.backend == Backend::Rpc || self.is_meta {
             return false;
         }
@@ -78,7 +76,7 @@ impl Target {
             _ if self.backend == Backend::Metal => 0,
             _ => tensor.rows(),
         };
-        batch >= OFFLOAD_MIN_BATCH
+        batch >= u64::from(rows)
     }
 
     /// Whether it can run an operation.
@@ -302,7 +300,7 @@ mod tests {
         let draft = Draft::default();
         let weight = draft.input(crate::gguf::ggml_type::f16(), &[64, 64]);
         let [few, many] = [31, 32].map(|n| weight.mm(draft.input(crate::gguf::ggml_type::f32(), &[64, n])).tensor());
-        assert!(!CUDA.wants_op(&few) && CUDA.wants_op(&many));
-        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(&many));
+        assert!(!CUDA.wants_op(&few, 32) && CUDA.wants_op(&many, 32) && CUDA.wants_op(&few, 31));
+        assert!(!Target { backend: Backend::Rpc, ..CUDA }.wants_op(&many, 32));
     }
 }

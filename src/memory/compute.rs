@@ -186,7 +186,7 @@ impl<'a> Context<'a> {
             && self.launch.run.split_mode == SplitMode::Layer
             && self.launch.run.offload_kqv
             && self.launch.run.overrides.is_empty();
-        Scheduler { targets, op_offload: self.launch.run.op_offload, pipeline, rules }
+        Scheduler { targets, offload_rows: self.launch.run.offload_rows(), pipeline, rules }
     }
 
     /// Whether attention is one operation: asked for, and with `auto`, only if each layer's device would run it.

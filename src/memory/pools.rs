@@ -29,8 +29,9 @@ pub fn page_tables(placement: &Placement) -> Bytes {
 pub fn pool(model: &Model, run: &RunConfig, placement: &Placement, at: u16, multiprocessors: u64) -> Bytes {
     let tokens = u64::from(run.n_ubatch.min(run.n_ctx.max(1)));
     let shared = placement.shares.as_ref().is_some_and(|shares| shares.devices.contains(&at));
-    // The host's experts are copied to the first device, and multiplied there.
-    let offloads = run.op_offload && placement.devices.first() == Some(&at);
+    // The host's experts are copied to the first device, and multiplied there, if a micro-batch has the rows for it.
+    let is_offloaded = run.offload_rows().is_some_and(|rows| u64::from(rows) <= tokens);
+    let offloads = is_offloaded && placement.devices.first() == Some(&at);
     // The model's own NextN blocks draft alone.
     let first = if run.mtp_context { model.context.n_layer } else { 0 };
     let of_context = |tensor: &Tensor| first == 0 || tensor.block.is_some_and(|block| block >= first);

@@ -142,7 +142,12 @@ pub fn encoder_memory(
     let target = |backend: Backend, device| Target { backend, device, alignment: backend.alignment(), is_meta: false };
     let own = home.map(|(at, backend)| target(backend, Some(at)));
     let targets: Vec<_> = own.into_iter().chain([target(Backend::Cpu, None)]).collect();
-    let scheduler = Scheduler { targets, op_offload: true, pipeline: false, rules: RunConfig::default().rules() };
+    let scheduler = Scheduler {
+        targets,
+        offload_rows: RunConfig::default().offload_rows(),
+        pipeline: false,
+        rules: RunConfig::default().rules(),
+    };
     let backend = home.map_or(Backend::Cpu, |(_, backend)| backend);
     let weights = encoder.loaded().map(|tensor| backend.tensor_bytes(tensor.ty, tensor.shape)).sum();
     if encoder.modality == Modality::GenAudio {

@@ -19,8 +19,8 @@ const PIPELINE_COPIES: usize = 4;
 pub struct Scheduler {
     /// By priority; the last one is the CPU.
     pub targets: Vec<Target>,
-    /// Large batches go to a device although the weight is in host memory.
-    pub op_offload: bool,
+    /// Rows from which products go to a device although the weight is in host memory; `None`: they never do.
+    pub offload_rows: Option<u32>,
     /// Several micro-batches are in flight.
     pub pipeline: bool,
     pub rules: Rules,
@@ -185,8 +185,11 @@ impl Scheduling<'_> {
         let buffer = tensor.sources().iter().find_map(weight)?;
         let home = self.target_of_buffer(buffer, &tensor);
         let is_host = matches!(buffer, Buffer::Cpu | Buffer::HostPinned);
-        if self.scheduler.op_offload && is_host && home == Some(self.scheduler.cpu()) {
-            let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor);
+        if let Some(rows) = self.scheduler.offload_rows
+            && is_host
+            && home == Some(self.scheduler.cpu())
+        {
+            let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows);
             return (0..self.scheduler.cpu()).find(wants).or(home);
         }
         home
@@ -441,7 +444,7 @@ mod tests {
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {
         let devices = (0..n_devices).map(|device| target(Some(device)));
         let rules = Rules::of(crate::run::Target::default());
-        Scheduler { targets: devices.chain([target(None)]).collect(), op_offload: true, pipeline, rules }
+        Scheduler { targets: devices.chain([target(None)]).collect(), offload_rows: Some(32), pipeline, rules }
     }
 
     /// `n_tokens` rows through one matrix in each of `buffers`.
@@ -471,11 +474,12 @@ mod tests {
 
     #[test]
     fn large_batches_go_to_the_first_device_although_the_weight_is_on_the_host() {
-        let at = |n_tokens, op_offload| {
-            let scheduler = Scheduler { op_offload, ..scheduler(2, false) };
+        let at = |n_tokens, offload_rows| {
+            let scheduler = Scheduler { offload_rows, ..scheduler(2, false) };
             homes(&scheduler, &mut products(n_tokens, &[Buffer::Cpu]))
         };
-        assert_eq!((at(31, true), at(32, true), at(32, false)), (vec![2], vec![0], vec![2]));
+        assert_eq!((at(31, Some(32)), at(32, Some(32)), at(32, None)), (vec![2], vec![0], vec![2]));
+        assert_eq!((at(512, Some(1024)), at(1, Some(0))), (vec![2], vec![0]));
     }
 
     #[test]

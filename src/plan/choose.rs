@@ -21,8 +21,10 @@ use crate::rules::Role;
 use crate::run::numbers::padded;
 use crate::run::{LoadMode, RunConfig, on_host};
 
-/// Computing prompts on the host must be better by this share: nobody measured where it begins to be.
+/// Computing prompts, or the short ones, on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
+/// The power of two of the fewest rows that are tried: 64, twice what llama.cpp has.
+const LEAST_ROWS: u32 = 6;
 /// A number of threads must be better by this share than llama.cpp's own.
 const WORTH_THREADS: f64 = 0.02;
 /// A quantized cache must be better by this share: it costs quality that no speed shows.
@@ -116,9 +118,21 @@ impl Problem<'_> {
             }
             run = RunConfig { devices: Some(devices), tensor_split, ..run };
         }
-        let best = self.solve_load_mode(&run)?;
+        let mut best = self.solve_load_mode(&run)?;
         if !self.request.levers.op_offload || self.leaves_nothing(&best) {
             return Ok(best);
+        }
+        // Few rows computed on the host, and many still on a device: memory stays as it is.
+        let from = self.break_even(&best).map(|rows| RunConfig { op_offload_min_batch: Some(rows), ..run.clone() });
+        if let Some(from) = from {
+            let run_from = RunConfig { op_offload_min_batch: from.op_offload_min_batch, ..best.run.clone() };
+            let estimate = self.estimate(&run_from, &best.forecast.placement, &best.forecast);
+            if self.cost(&estimate) <= self.cost(&best.estimate) * (1.0 - WORTH_OP_OFFLOAD) {
+                let other = self.solve_load_mode(&from)?;
+                if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) {
+                    best = other;
+                }
+            }
         }
         // Prompts computed on the host: for short ones over a slow bus. Nothing is then copied, so compute shrinks as well.
         let run_there = RunConfig { op_offload: false, ..best.run.clone() };
@@ -128,6 +142,21 @@ impl Problem<'_> {
         }
         let other = self.solve_load_mode(&RunConfig { op_offload: false, ..run })?;
         Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
+    }
+
+    /// The fewest rows, a power of two that a micro-batch has, from which a device that copies the host's weights is as fast as the
+    /// processor with them.
+    pub(super) fn break_even(&self, candidate: &Candidate) -> Option<u32> {
+        let run = &candidate.run;
+        let speed = |rows: u32, op_offload: bool| {
+            let request = Request { turn: Turn { prompt: rows, ..self.request.turn }, ..self.request.clone() };
+            let run = RunConfig { op_offload, op_offload_min_batch: None, ..run.clone() };
+            let problem = Problem { request: &request, ..self.clone() };
+            problem.estimate(&run, &candidate.forecast.placement, &candidate.forecast).speed.pp
+        };
+        let powers = (LEAST_ROWS..u32::BITS).map(|power| 1 << power);
+        let mut rows = powers.take_while(|rows| run.target.has_offload_rows() && *rows <= run.n_ubatch);
+        rows.find(|rows| speed(*rows, true) >= speed(*rows, false))
     }
 
     /// Whether no routed expert is on the host.

@@ -15,7 +15,7 @@ use crate::gguf::GgmlType;
 use crate::memory::{Error, HOST};
 use crate::number::{signed, typeset};
 use crate::rules::Role;
-use crate::run::{Choice as _, Dialect, LoadMode, RunConfig, args, spelling};
+use crate::run::{Choice as _, Dialect, LoadMode, OFFLOAD_MIN_BATCH, RunConfig, args, spelling};
 use crate::speed::prices::limited;
 use crate::speed::{Speed, Term};
 
@@ -25,6 +25,9 @@ use crate::speed::{Speed, Term};
 pub struct Alternative {
     /// What differs: `-ub 1024`, `one more block on CUDA0`.
     pub what: String,
+    /// Variables that it needs beside its arguments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     pub args: Vec<String>,
     /// Whether it is within the budgets.
     pub fits: bool,
@@ -130,6 +133,7 @@ impl Subject<'_> {
     fn alternative(&self, what: impl Into<String>, candidate: &Candidate, note: &str) -> Alternative {
         Alternative {
             what: what.into(),
+            environment: candidate.run.environment(),
             args: args::args_beside(&candidate.run, &self.problem.request.beside),
             fits: candidate.fits(),
             shortfall: candidate.shortfall.clone(),
@@ -244,6 +248,21 @@ impl Subject<'_> {
             change(words.to_string(), "", &|to| {
                 (to.run.op_offload, to.levers.op_offload) = (!chosen.op_offload, false);
             });
+            // Where the turn has parts of so few rows.
+            let rows =
+                if chosen.op_offload_min_batch.is_some() { None } else { self.problem.break_even(self.candidate) };
+            let run = RunConfig { op_offload: true, op_offload_min_batch: rows, ..chosen.clone() };
+            let forecast = &self.candidate.forecast;
+            let seconds = self.problem.estimate(&run, &forecast.placement, forecast).turn_seconds;
+            if (rows.is_some() || chosen.op_offload_min_batch.is_some())
+                && seconds.total_cmp(&self.candidate.estimate.turn_seconds).is_ne()
+            {
+                let words =
+                    rows.map_or(format!("no {OFFLOAD_MIN_BATCH}"), |rows| format!("{OFFLOAD_MIN_BATCH}={rows}"));
+                change(words, "", &|to| {
+                    (to.run.op_offload, to.run.op_offload_min_batch, to.levers.op_offload) = (true, rows, false);
+                });
+            }
         }
         if let Some(half) = chosen.n_threads.or(machine.host.cores).map(|cores| cores / 2).filter(|half| *half > 0) {
             change(format!("-t {half}"), "", &|to| (to.run.n_threads, to.levers.threads) = (Some(half), false));

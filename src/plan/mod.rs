@@ -33,7 +33,7 @@ use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
 use crate::run::numbers::padded;
-use crate::run::{self, LoadMode, ModelSource, Program, RunConfig};
+use crate::run::{self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, Program, RunConfig};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::{Hint, Refusal};
@@ -156,6 +156,9 @@ pub struct Plan {
     pub speed: Speed,
     /// Its predicted time, in seconds.
     pub turn_seconds: f64,
+    /// Variables that the launch needs beside its arguments; `command` has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     pub args: Vec<String>,
     pub command: String,
     pub placement: ExpertSplit,
@@ -324,7 +327,7 @@ fn planned(model: &Model, path: &str, machine: &Machine, request: &Request, is_w
         return Ok(plan);
     }
     let args = run::args::args_beside(&candidate.run, &request.beside);
-    let words = server_command(&ModelSource::of_argument(path), &args);
+    let words = server_command(&ModelSource::of_argument(path), &candidate.run, &args);
     let command = shell(&words).ok_or(Error::Path)?;
     // What is proposed is what llama-server makes of these words.
     let parsed = run::parse::command_for(&words, &BTreeMap::new(), request.run.target)?;
@@ -347,6 +350,7 @@ fn planned(model: &Model, path: &str, machine: &Machine, request: &Request, is_w
         turn: request.turn,
         speed: candidate.estimate.speed.clone(),
         turn_seconds: candidate.estimate.turn_seconds,
+        environment: candidate.run.environment(),
         args,
         command,
         placement: candidate.expert_split(&problem),
@@ -416,6 +420,15 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );
         warn("disk-bound", message, "use a smaller file, or more memory");
+    }
+    let from = candidate.run.op_offload_min_batch.filter(|_| request.run.op_offload_min_batch.is_none());
+    if let Some(rows) = from {
+        let message = format!(
+            "parts of a prompt that have fewer than {rows} tokens are computed on the processor: copying the host's weights to a \
+             device takes longer"
+        );
+        let hint = format!("{OFFLOAD_MIN_BATCH} is a variable: it has to be set wherever the server is started");
+        warn("offload-from", message, &hint);
     }
     if candidate.run.cache_ram != request.run.cache_ram
         && let Some(mib) = candidate.run.cache_ram

@@ -110,6 +110,9 @@ pub struct Point {
     pub speed: Speed,
     /// Predicted time of the turn, in seconds.
     pub turn_seconds: f64,
+    /// Variables that the launch needs beside its arguments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     pub args: Vec<String>,
 }
 
@@ -127,6 +130,7 @@ impl Point {
             memory: Row::table(&candidate.forecast),
             speed: candidate.estimate.speed.clone(),
             turn_seconds: candidate.estimate.turn_seconds,
+            environment: candidate.run.environment(),
             args: args::args(&candidate.run),
         }
     }

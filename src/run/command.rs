@@ -77,14 +77,15 @@ impl ModelSource {
     }
 }
 
-/// The command line of llama-server for a model and the arguments of a launch.
-pub fn server_command(model: &ModelSource, args: &[String]) -> Vec<String> {
-    std::iter::once("llama-server".to_string()).chain(model.words()).chain(args.iter().cloned()).collect()
+/// The command line of llama-server for a model and the arguments of a launch, its variables first.
+pub fn server_command(model: &ModelSource, run: &RunConfig, args: &[String]) -> Vec<String> {
+    let variables = run.environment().into_iter().map(|(name, value)| format!("{name}={value}"));
+    variables.chain(["llama-server".to_string()]).chain(model.words()).chain(args.iter().cloned()).collect()
 }
 
 /// The command that launches `run` with a model's file, to paste into a shell.
 pub fn pasteable(model: &std::path::Path, run: &RunConfig) -> String {
-    let words = server_command(&ModelSource::Path(model.to_path_buf()), &args::args(run));
+    let words = server_command(&ModelSource::Path(model.to_path_buf()), run, &args::args(run));
     // A path holds no NUL, the one character that no shell can quote.
     shell(&words).unwrap_or_default()
 }

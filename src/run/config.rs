@@ -1,12 +1,22 @@
 //! The launch that a command line describes: one field a setting of llama.cpp, with the words and numbers that llama.cpp has for
 //! its values. [`RunConfig`] in serde is the `run` of every document and what the embedded worker is sent.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
 /// The build that every rule was checked on: the default.
 pub const REFERENCE: u32 = 11434;
+
+/// The variable that says from how many rows devices take over products whose weights the host has. The backends of devices read it
+/// (`ggml-cuda.cu` `ggml_backend_cuda_reg`, the same of Vulkan, SYCL, CANN and Metal; b11434).
+pub const OFFLOAD_MIN_BATCH: &str = "GGML_OP_OFFLOAD_MIN_BATCH";
+/// What counts without it.
+const OFFLOAD_ROWS: u32 = 32;
+/// The first build known to read it: llama.cpp's PR 18535, of which ik_llama.cpp's PR 1214 says on 2026-02-02 that it is merged.
+const OFFLOAD_MIN_BATCH_SINCE: u32 = 8133;
 
 /// Whose flags a command line is written in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +39,13 @@ pub enum Dialect {
 pub struct Target {
     pub build: u32,
     pub dialect: Dialect,
+}
+
+impl Target {
+    /// Whether its devices read [`OFFLOAD_MIN_BATCH`].
+    pub fn has_offload_rows(self) -> bool {
+        self.dialect == Dialect::LlamaCpp && self.build >= OFFLOAD_MIN_BATCH_SINCE
+    }
 }
 
 impl Default for Target {
@@ -110,6 +127,9 @@ run_config! {
     offload_kqv: bool = true,
     /// Off with `--no-op-offload`.
     op_offload: bool = true,
+    /// `GGML_OP_OFFLOAD_MIN_BATCH`, a variable without a flag; `None` = not set (32).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    op_offload_min_batch: Option<u32> = None,
     /// `--no-host`: no pinned memory for weights of the host.
     no_host: bool = false,
     /// Off with `-nr`.
@@ -214,6 +234,16 @@ impl RunConfig {
         for entry in self.metadata_overrides.iter().rev() {
             metadata.insert(entry.key.clone(), entry.value.clone());
         }
+    }
+
+    /// The rows from which devices take over products whose weights the host has; `None`: they never do.
+    pub fn offload_rows(&self) -> Option<u32> {
+        self.op_offload.then_some(self.op_offload_min_batch.unwrap_or(OFFLOAD_ROWS))
+    }
+
+    /// The variables that say what no flag does.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        self.op_offload_min_batch.iter().map(|rows| (OFFLOAD_MIN_BATCH.to_string(), rows.to_string())).collect()
     }
 
     /// Whether a second context drafts: of a draft model, or of the model's own NextN blocks.

@@ -214,7 +214,7 @@ pub(super) fn file_name(path: &str) -> &str {
 }
 
 /// `NAME=VALUE` before a program; PowerShell's `$env:NAME="VALUE"`.
-pub(super) fn assignment(word: &str) -> Option<(&str, &str)> {
+pub(crate) fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.strip_prefix("$env:").unwrap_or(word).split_once('=')?;
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     (plain && !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit())).then_some((name, value))

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use super::behaviour::STEPS;
 use super::command::{ModelSource, ParsedCommand};
-use super::config::{Dialect, LoadMode, Override, Program, RunConfig, Target};
+use super::config::{Dialect, LoadMode, OFFLOAD_MIN_BATCH, Override, Program, RunConfig, Target};
 use super::dialect::{self, LastBlocks};
 use super::flags::{self, Effect, Flag, Removed};
 use super::held::{self, Held};
@@ -85,6 +85,9 @@ fn read(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Result<P
         .filter(|(name, _)| visible::selects(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
+    if let Some(value) = env.get(OFFLOAD_MIN_BATCH) {
+        reader.offload_rows(value);
+    }
     if program == Program::Bench {
         reader.bench(words)?;
     } else {
@@ -137,6 +140,18 @@ impl Reader {
         }
         self.note_unknown(env);
         Ok(())
+    }
+
+    /// [`OFFLOAD_MIN_BATCH`], in every program; what is no number is 0 (`atoi`), and every product is taken over.
+    fn offload_rows(&mut self, value: &str) {
+        let target = self.command.run.target;
+        if !target.has_offload_rows() {
+            let message = format!("{} is not known to read `{OFFLOAD_MIN_BATCH}`: it is not counted", target.name());
+            return self.command.note("unknown-variable", message, None);
+        }
+        let given = Given::new(OFFLOAD_MIN_BATCH, value);
+        self.command.run.op_offload_min_batch = Some(given.integer().map_or(0, |rows| rows.max(0).unsigned_abs()));
+        self.note_unread(given);
     }
 
     /// Variables that no flag of llama.cpp has; it ignores them.
@@ -589,6 +604,31 @@ mod tests {
         let words = shlex::split(line).unwrap();
         let env = env.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect();
         command(&words, &env)
+    }
+
+    #[test]
+    fn the_variable_without_a_flag_counts_in_every_program() {
+        let of = |line: &str, build| {
+            let target = Target { build, ..Target::default() };
+            let words = shlex::split(line).unwrap();
+            let read = command_for(&words, &BTreeMap::new(), target).unwrap();
+            (read.run.offload_rows(), read.notes.into_iter().map(|note| note.code).collect::<Vec<_>>())
+        };
+        for (line, rows, codes) in [
+            ("llama-server -m x", Some(32), vec![]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=1024 llama-server -m x", Some(1024), vec![]),
+            ("env GGML_OP_OFFLOAD_MIN_BATCH=1024 llama-bench -m x", Some(1024), vec![]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=1024 llama-server -m x --no-op-offload", None, vec![]),
+            // As `atoi` reads them.
+            ("GGML_OP_OFFLOAD_MIN_BATCH=1k llama-server -m x", Some(1), vec!["number-cut-short"]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=many llama-server -m x", Some(0), vec![]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=-1 llama-server -m x", Some(0), vec![]),
+        ] {
+            let codes: Vec<_> = codes.into_iter().map(std::borrow::Cow::Borrowed).collect();
+            assert_eq!(of(line, 11434), (rows, codes), "{line}");
+        }
+        let (rows, codes) = of("GGML_OP_OFFLOAD_MIN_BATCH=1024 llama-server -m x", 6000);
+        assert_eq!((rows, codes.len()), (Some(32), 1));
     }
 
     fn patterns(command: &ParsedCommand) -> Vec<&str> {

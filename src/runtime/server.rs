@@ -28,7 +28,8 @@ use crate::files::temporary::Folder;
 use crate::machine::Isa;
 use crate::run::build::{REFERENCE, release};
 use crate::run::{
-    Choice as _, LoadMode, ModelSource, Program, RunConfig, args, flags, groups, is_speculation, spelling,
+    Choice as _, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, Program, RunConfig, args, flags, groups, is_speculation,
+    spelling,
 };
 use crate::speed::samples::{self, BenchRow};
 
@@ -294,7 +295,7 @@ fn to_remove(keeps_key: bool) -> Vec<String> {
 
 fn is_heeded(name: &str, keeps_key: bool) -> bool {
     ["LLAMA_ARG_", "AIP_", "LLAMA_SERVER_"].iter().any(|start| name.starts_with(start))
-        || ["LLAMA_CACHE_DEBUG", "LLAMA_GRAPH_REUSE_DISABLE", "LLAMA_TRACE"].contains(&name)
+        || ["LLAMA_CACHE_DEBUG", "LLAMA_GRAPH_REUSE_DISABLE", "LLAMA_TRACE", OFFLOAD_MIN_BATCH].contains(&name)
         || (name == API_KEY && !keeps_key)
 }
 
@@ -530,7 +531,7 @@ impl Server {
         let folder = temporary_folder()?;
         let files = config_files();
         let mut command = self.command();
-        command.args(&words);
+        command.args(&words).envs(run.environment());
         if let Some(key) = std::env::var_os(API_KEY).filter(|_| self.keeps_key) {
             command.env(API_KEY, key);
         }

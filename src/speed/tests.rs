@@ -76,6 +76,19 @@ fn terms_move_as_the_machine_would() {
             assert!(ok, "{what}: {phase} {before:.1} to {after:.1}");
         }
     }
+    // A threshold leaves smaller parts of a prompt to the host, and larger ones to the device.
+    let from = |rows| RunConfig { op_offload_min_batch: Some(rows), ..base() };
+    let pp = |run, prompt| estimate(&model, &machine, &run, Turn { prompt, ..TURN }).speed.pp;
+    let never = || RunConfig { op_offload: false, ..base() };
+    for (rows, prompt, as_if) in
+        [(513, 4096, never()), (512, 4096, base()), (32, 31, never()), (256, 255, never()), (256, 256, base())]
+    {
+        assert!((pp(from(rows), prompt) - pp(as_if, prompt)).abs() < 1e-9, "{rows} {prompt}");
+    }
+    assert!(pp(from(256), 600) < pp(base(), 600) && pp(from(256), 600) > pp(never(), 600));
+    // From one row on, each token copies what it uses.
+    let tg = |run| estimate(&model, &machine, &run, TURN).speed.tg;
+    assert!(tg(from(1)) < tg(base()) && tg(from(2)) >= tg(base()));
     // A quantized cache brings a few kernels more, which a long past outweighs.
     let deep = |run| estimate(&model, &machine, &run, Turn { depth: 32_768, ..TURN }).speed.tg;
     assert!(deep(RunConfig { type_k: q8_0, type_v: q8_0, ..base() }) > deep(base()) * 1.01);

@@ -152,6 +152,8 @@ pub(super) struct Layout {
     kernels_by_tensor: f64,
     batch: u32,
     ubatch: u32,
+    /// Rows from which `offload` takes over products of the host's weights.
+    offload_rows: u32,
     /// The share of draws of host experts that the expert cache serves.
     pub cache_hits: f64,
     /// The share of the host's weights that does not stay in memory.
@@ -194,8 +196,8 @@ const SCAN: f64 = 0.5;
 /// Operations by element of a state and token where the host does that.
 const SCAN_HOST: f64 = 8.0;
 
-/// Rows from which devices take over host products (`GGML_OP_OFFLOAD_MIN_BATCH`, b11434).
-const OFFLOAD_ROWS: u32 = 32;
+/// Rows of a product that count as a batch: what reads the weights is hidden behind what computes.
+const BATCH: f64 = 32.0;
 
 pub(super) const GUESSED_CORES: u32 = 8;
 
@@ -213,10 +215,10 @@ impl Layout {
         let (machine, run, placement) = (case.machine, case.run, case.placement);
         let tiers = machine.devices.len() + 1;
         let backend = |i: u16| machine.devices.get(usize::from(i)).map(|device| device.backend);
-        // The first device in llama.cpp's order that asks for host products of at least 32 rows; RPC servers never do
+        // The first device in llama.cpp's order that asks for host products of enough rows; RPC servers never do
         // (`ggml-backend.cpp` `ggml_backend_sched_backend_id_from_cur`, `ggml-rpc.cpp`, b11434).
         let asks = |i: &&u16| !matches!(backend(**i), None | Some(Backend::Rpc | Backend::Cpu));
-        let offload = placement.devices.iter().find(asks).filter(|_| run.op_offload);
+        let offload = placement.devices.iter().find(asks).zip(run.offload_rows());
         let pinned = !placement.is_mapped && !run.no_host;
         let numbers = &case.forecast.numbers;
         let mut layout = Self {
@@ -227,7 +229,8 @@ impl Layout {
             states: vec![0.0; tiers],
             scans: vec![0.0; tiers],
             checkpoint: float(case.forecast.host_needs.checkpoint.0),
-            offload: offload.map(|i| usize::from(*i) + 1),
+            offload: offload.map(|(i, _)| usize::from(*i) + 1),
+            offload_rows: offload.map_or(u32::MAX, |(_, rows)| rows),
             copies: if pinned { Cost::Pinned } else { Cost::Pageable },
             threads: threads(case, run.n_threads),
             threads_batch: threads(case, run.n_threads_batch.or(run.n_threads)),
@@ -395,7 +398,7 @@ impl Layout {
         let mut passes = 0.0;
         for (size, times) in self.micro_batches(tokens) {
             let (rows, times) = (f64::from(size), f64::from(times));
-            let large = size >= OFFLOAD_ROWS;
+            let large = size >= self.offload_rows;
             for part in self.parts.iter().filter(|part| !part.output) {
                 let device = self.offload.filter(|_| large && part.copyable);
                 self.multiply(&mut work, part, Rows::Batch(rows), times, device, 0.0);
@@ -478,13 +481,13 @@ impl Layout {
     /// Adds `n` passes of generation with `depth` tokens in each slot's cache.
     pub fn decode(&self, work: &mut Work, pass: Pass, n: f64, depth: f64) {
         let rows = pass.slots * pass.rows;
-        let large = rows >= f64::from(OFFLOAD_ROWS);
+        let large = rows >= f64::from(self.offload_rows);
         for part in self.parts.iter().filter(|part| pass.output || !part.output) {
             // The expert cache: what is in it is read there, what is not is copied into it first.
             let is_cached = self.cache_hits > 0.0 && part.copyable && part.count > 1;
             let device = self.offload.filter(|_| is_cached || large && part.copyable);
             let hits = if is_cached { device.map_or(0.0, |_| self.cache_hits) } else { 0.0 };
-            let of = if large && !part.output { Rows::Batch(rows) } else { Rows::Decoded(rows) };
+            let of = if rows >= BATCH && !part.output { Rows::Batch(rows) } else { Rows::Decoded(rows) };
             self.multiply(work, part, of, n, device, hits);
         }
         // All rows of a slot look at the same tokens, which are read once; states are read and written for every row.
@@ -529,7 +532,7 @@ impl Layout {
             Rows::Batch(_) => times * part.bytes * share,
         };
         // A device reads weights while it computes; with many rows that hides the reading.
-        if tier == ON_HOST || matches!(rows, Rows::Decoded(_)) || n < f64::from(OFFLOAD_ROWS) {
+        if tier == ON_HOST || matches!(rows, Rows::Decoded(_)) || n < BATCH {
             work.add(tier, Cost::Weights, bytes);
         }
         work.add(tier, Cost::Op, times * part.tensors * self.kernels_by_tensor);

@@ -64,7 +64,8 @@ pub fn id(run: &RunConfig, machine: &Machine) -> String {
             rule.buffer.clone_from(&device.name);
         }
     }
-    args::args(&run).join(" ")
+    let variables = run.environment().into_iter().map(|(name, value)| format!("{name}={value}"));
+    variables.chain(args::args(&run)).collect::<Vec<_>>().join(" ")
 }
 
 impl Candidate {
@@ -82,7 +83,7 @@ pub fn promising(plan: &RunConfig, mut alternatives: Vec<Candidate>, request: &R
         let batches = ((!levers.ubatch).then_some(run.n_ubatch), (!levers.batch).then_some(run.n_batch));
         let load = ((!levers.load_mode).then_some(run.load_mode), (!levers.threads).then_some(run.n_threads));
         let placement = (request.strategy != Strategy::Auto).then(|| run.overrides.clone());
-        (service, batches, load, (!levers.op_offload).then_some(run.op_offload), placement)
+        (service, batches, load, (!levers.op_offload).then_some(run.offload_rows()), placement)
     };
     let mut seen: Vec<RunConfig> = Vec::new();
     let turn = |other: &Candidate| other.predicted.as_ref().map_or(f64::INFINITY, |predicted| predicted.turn_seconds);

@@ -53,7 +53,7 @@ prop_compose! {
         rules in proptest::collection::vec((select(&[
             r"\.ffn_down_exps\.", r"blk\.([0-2]|4)\.ffn_(gate|up)_exps\.", "^output", "exps", r"blk\.5\..*shexp|attn_[qk]",
         ][..]), select(&["CPU", "CUDA0", "CUDA1"][..])), 0..4),
-        switches in any::<[bool; 5]>(), threads in proptest::option::of(1_u32..64), batch_threads in proptest::option::of(1_u32..64),
+        switches in any::<[bool; 5]>(), threads in proptest::option::of(1_u32..64), offload_rows in proptest::option::of(0_u32..4096), batch_threads in proptest::option::of(1_u32..64),
         path in "[a-zA-Z /._'$(){}&!*?\\[\\]é-]{1,24}\\.gguf",
     ) -> (RunConfig, String) {
         let [offload_kqv, op_offload, repack, swa_full, key] = switches;
@@ -66,7 +66,7 @@ prop_compose! {
             devices: Some(devices.into_iter().map(str::to_string).collect()),
             tensor_split: split.into_iter().map(f32::from).collect(),
             overrides: overrides.collect(), fit: false, offload_kqv, op_offload, repack, swa_full,
-            n_threads: threads, n_threads_batch: batch_threads,
+            n_threads: threads, n_threads_batch: batch_threads, op_offload_min_batch: offload_rows,
             metadata_overrides: if key { vec![entry] } else { Vec::new() },
             ..RunConfig::default()
         };
@@ -191,7 +191,8 @@ proptest! {
 fn a_compose_file_mounts_the_folders_and_keeps_every_word() {
     let model = model();
     let path = "/m/it's a ${model} \"y\" #\\z.gguf";
-    let run = RunConfig { n_ctx: 4096, overrides: vec![on_cpu(r"blk\.(1|2)\.ffn_.*_exps$")], ..RunConfig::default() };
+    let overrides = vec![on_cpu(r"blk\.(1|2)\.ffn_.*_exps$")];
+    let run = RunConfig { n_ctx: 4096, overrides, op_offload_min_batch: Some(512), ..RunConfig::default() };
     let command = command(run, ModelSource::Path(path.into()));
     let of = |machine: &Machine, command: &ParsedCommand| emit(&model, machine, command, server(Form::Compose));
     let text = of(&machine(), &command).unwrap().text;
@@ -204,6 +205,7 @@ fn a_compose_file_mounts_the_folders_and_keeps_every_word() {
     assert_eq!(words[..2], ["-m", "/models/it's a $${model} \"y\" #\\z.gguf"]);
     let at = words.iter().position(|word| word == "-ot").unwrap();
     assert_eq!(words[at + 1], r"blk\.(1|2)\.ffn_.*_exps$$=CPU");
+    assert_eq!(service["environment"]["GGML_OP_OFFLOAD_MIN_BATCH"], "512");
     let volume = &service["volumes"][0];
     assert_eq!((volume["source"].as_str(), volume["read_only"].as_bool()), (Some("/m"), Some(true)));
     assert_eq!(service["deploy"]["resources"]["reservations"]["devices"][0]["count"], "all");

@@ -6,7 +6,7 @@ use std::path::Path;
 use moeplan::bytes::{Bytes, GIB, MIB};
 use moeplan::machine::cards::{CARDS, Card};
 use moeplan::machine::{Device, Host, Machine};
-use moeplan::memory::overhead;
+use moeplan::memory::{self, overhead};
 use moeplan::model::Model;
 use moeplan::plan::rule_file;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
@@ -375,6 +375,55 @@ fn what_does_not_fit_comes_with_fixes_that_do() {
     let fixes: Vec<&str> = plan.why.fixes.iter().map(|fix| fix.what.as_str()).collect();
     assert!(fixes.contains(&"--strategy auto") && fixes.len() <= 4, "{fixes:?}");
     assert!(plan.why.fixes.iter().all(|fix| fix.fits));
+}
+
+/// Behind a slow link, short prompts are computed on the processor, and long ones still on the card.
+#[test]
+fn short_prompts_stay_on_the_processor_behind_a_slow_link() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    let behind = |gigabytes: u32, prompt: u32, n_ubatch: u32, build: u32| {
+        let mut machine = machine(&[8 * GIB]);
+        let rates = format!("{{\"pinned\": {gigabytes}, \"pageable\": {gigabytes}}}");
+        machine.devices[0].rates = Some(serde_json::from_str(&rates).unwrap());
+        with_levers(&model, &machine, |request| {
+            request.context = ContextChoice::Fixed(16384);
+            request.turn = Turn { prompt, ..Turn::default() };
+            request.run.target.build = build;
+            (request.run.n_ubatch, request.levers.ubatch) = (n_ubatch, false);
+        })
+    };
+    let slow = behind(3, 300, 2048, 11434);
+    let rows = slow.check.run.op_offload_min_batch.unwrap();
+    assert!((512..=2048).contains(&rows) && slow.check.run.op_offload, "{rows}");
+    assert_eq!(slow.environment["GGML_OP_OFFLOAD_MIN_BATCH"], rows.to_string());
+    assert!(
+        slow.command.starts_with(&format!("GGML_OP_OFFLOAD_MIN_BATCH={rows} llama-server -m ")),
+        "{}",
+        slow.command
+    );
+    assert!(slow.check.fits() && slow.warnings.iter().any(|warning| warning.code == "offload-from"));
+    // Every other case has no use for it: a long prompt, a fast link, a micro-batch that never pays, a build that does not read it.
+    for plan in [behind(3, 16000, 2048, 11434), behind(60, 300, 2048, 11434), behind(3, 300, 128, 11434)] {
+        assert_eq!(plan.check.run.op_offload_min_batch, None, "{}", plan.command);
+    }
+    let older = behind(3, 300, 2048, 7000);
+    assert!(older.environment.is_empty() && older.turn_seconds > slow.turn_seconds * 0.99, "{}", older.command);
+}
+
+/// The graph that is reserved has a micro-batch's rows: a threshold beyond them keeps the host's experts out of the device's buffer.
+#[test]
+fn a_threshold_beyond_the_micro_batch_takes_no_room_for_copies() {
+    let (model, machine) = (model("qwen3-30b-a3b", &Wish::default()), machine(&[24 * GIB]));
+    let of = |words: &str| {
+        let words: Vec<String> =
+            format!("{words} -m x -ngl 99 -cmoe -c 8192 -fit off").split(' ').map(str::to_string).collect();
+        let run = run::parse::command(&words, &BTreeMap::new()).unwrap().run;
+        memory::forecast(&model, &machine, &run).unwrap().memory
+    };
+    let from = |rows: u32| of(&format!("GGML_OP_OFFLOAD_MIN_BATCH={rows} llama-server"));
+    let (usual, never) = (of("llama-server"), of("llama-server --no-op-offload"));
+    assert!(usual["CUDA0"].compute > never["CUDA0"].compute);
+    assert_eq!([from(33), from(512), from(513), from(4096)], [usual.clone(), usual, never.clone(), never]);
 }
 
 #[test]
