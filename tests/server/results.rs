@@ -108,8 +108,10 @@ fn a_tuning_of_a_launch_that_drafts_tries_other_lengths_and_none() {
     let place = Place::new();
     let made = place.run("synth qwen3.6-35b-a3b-mtp --tiny --weights random -q -o d.gguf");
     assert_eq!(made.0, Some(0), "{}", made.2);
-    let words = TUNE.replace("m.gguf", "d.gguf");
-    let (code, answer, said) = place.run(&format!("{words} --journal t.jsonl --json -- --spec-type draft-mtp"));
+    let plan = "plan d.gguf --backend cpu -c 512 --prompt 32 --generate 4 --explain --json -o plan.json -- --spec-type draft-mtp";
+    let made = place.run(plan);
+    assert_eq!(made.0, Some(0), "{}", made.2);
+    let (code, answer, said) = place.run("tune plan.json --minutes 2 --journal t.jsonl --json");
     assert_eq!(code, Some(0), "{said}");
     let document = document(&answer);
     let of = |what: &str| {
