@@ -910,6 +910,9 @@ pub struct Host {
     /// Main memory beside `ram` that a launch may not use, because its container has a limit.
     #[serde(skip)]
     pub outside: Bytes,
+    /// Whether its system is Windows, which lets devices have only a part of main memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub windows: bool,
     #[serde(default)]
     pub isa: Isa,
     /// Physical cores, if known: the threads that llama.cpp takes without `-t`.
@@ -946,6 +949,13 @@ impl Host {
         if outside > Bytes(0) {
             (self.ram, self.outside) = (Some(limit), outside);
         }
+    }
+
+    /// The most of main memory that can be pinned for devices, where there is such a limit: Windows gives its video memory manager
+    /// half ("Calculating Graphics Memory" in Microsoft's documentation of drivers: `TotalSystemMemoryAvailableForGraphics`). Programs
+    /// were seen to get less, 28 of 64 GB (an RTX 5070 Ti under Windows 11).
+    pub fn pinnable(&self) -> Option<Bytes> {
+        self.ram.filter(|_| self.windows).map(|ram| Bytes((ram + self.outside).0 / 2))
     }
 
     /// Says that main memory is read at so many GB/s; a calibration keeps what it knows of the threads.

@@ -64,6 +64,18 @@ pub struct Described {
 
 /// By which share predictions of a host with several sockets may well be off: nobody measured one.
 const OF_SOCKETS: f64 = 0.6;
+/// Threads stay with a node, and weights are read from all of them, with `--numa distribute` alone (`ggml-cpu.c`
+/// `set_numa_thread_affinity`, b11434).
+const NUMA: &str = "with --numa, which is not modelled";
+
+/// Says of a computer that its main memory is in several NUMA nodes: what its processor's row has is of one socket.
+pub fn doubt_nodes(host: &mut Host, nodes: usize) {
+    if nodes > 1 {
+        host.note = Some(format!("main memory is in {nodes} NUMA nodes: llama.cpp uses them evenly only {NUMA}"));
+        let basis = table::host(host).basis;
+        host.rates = Some(HostRates { uncertainty: OF_SOCKETS, basis, ..HostRates::of_memory(f64::NAN) });
+    }
+}
 
 impl Described {
     /// Whether something is said of the host.
@@ -156,8 +168,8 @@ impl Described {
             of_sockets = None;
         }
         if sockets > 1 {
-            let note = "llama.cpp reads all sockets' memory at full speed only with --numa, which is not modelled";
-            host.note = Some(host.note.take().map_or(note.to_string(), |before| format!("{before}; {note}")));
+            let note = format!("llama.cpp reads all sockets' memory at full speed only {NUMA}");
+            host.note = Some(host.note.take().map_or(note.clone(), |before| format!("{before}; {note}")));
             let basis =
                 host.processor.as_ref().map(|name| format!("table: {name}, the memory of all sockets together"));
             let given = host.rates.take();

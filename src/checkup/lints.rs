@@ -630,6 +630,7 @@ const LINTS: &[Rule] = &[
         let mut devices = facts.forecast.placement.taking_part(facts.machine);
         let can_pin = devices.any(|(_, device)| device.backend.host_buffer_name().is_some());
         let has_room = facts.machine.host.ram.is_none_or(|ram| facts.forecast.host_total() <= ram);
+        let can_pin = can_pin && facts.machine.host.pinnable().is_none_or(|most| kept <= most);
         if kept == Bytes(0) || !facts.forecast.placement.is_mapped || facts.run.no_host || !can_pin || !has_room {
             return None;
         }
@@ -642,6 +643,18 @@ const LINTS: &[Rule] = &[
         found(
             format!("{kept} that rules keep on the host are read through mapped files, which makes prompts slower"),
             hint,
+        )
+    }),
+    ("pinned-beyond-limit", Info, |facts| {
+        let placement = &facts.forecast.placement;
+        let most = facts.machine.host.pinnable().filter(|_| !placement.can_pin(facts.machine))?;
+        found(
+            format!(
+                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps all of it in \
+                 pageable memory, and prompts copy it at that rate",
+                placement.pinned()
+            ),
+            "with `--load-mode mmap` they do the same, and the file need not fit into main memory",
         )
     }),
     // With op offload off anyway, repacking would only help.

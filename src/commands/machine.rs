@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use super::read;
-use crate::ask::machine::Described;
+use crate::ask::machine::{Described, doubt_nodes};
 use crate::bytes::Bytes;
 use crate::evidence;
 use crate::machine::{Backend, Device, DeviceSize, Host, Machine, cards};
@@ -178,7 +178,9 @@ pub fn found_with(devices: detect::Devices) -> anyhow::Result<Devices> {
     let facts = detect::host();
     let mut machine = machine_of(&devices.list);
     let (ram, isa, cores, threads) = (facts.ram, facts.isa, facts.cores, facts.threads);
-    machine.host = Host { ram, isa, cores, threads, processor: facts.processor.clone(), ..Host::default() };
+    let (windows, processor) = (cfg!(windows), facts.processor.clone());
+    machine.host = Host { ram, windows, isa, cores, threads, processor, ..Host::default() };
+    doubt_nodes(&mut machine.host, facts.nodes);
     super::devices::apply_own(&mut machine);
     evidence::calibrate(&mut machine, &evidence::store::read(), devices.driver.as_deref());
     let here = Devices::from(Machine::new(machine.devices, machine.host)?);
@@ -392,6 +394,21 @@ mod tests {
             let again = of(typed.words());
             assert_eq!(format!("{again:?}"), format!("{typed:?}"), "{words}");
         }
+    }
+
+    #[test]
+    fn several_numa_nodes_are_less_certain() {
+        let of = |nodes| {
+            let mut host = Host { processor: Some("AMD EPYC 9654 96-Core Processor".into()), ..Host::default() };
+            let before = crate::speed::prices::host_rates(&host);
+            doubt_nodes(&mut host, nodes);
+            (before, crate::speed::prices::host_rates(&host), host.note)
+        };
+        let (before, one, note) = of(1);
+        assert_eq!((before.uncertainty_tg, note), (one.uncertainty_tg, None));
+        let (before, two, note) = of(2);
+        assert_eq!((before.memory, before.basis), (two.memory, two.basis));
+        assert!(two.uncertainty_tg > before.uncertainty_tg && note.unwrap().contains("2 NUMA nodes"));
     }
 
     #[test]

@@ -16,9 +16,10 @@ use crate::measurement::{Expected, peak_of};
 use crate::memory;
 use crate::plan::explain;
 use crate::run::command::{server_command, shell};
-use crate::run::{ModelSource, Target};
+use crate::run::{ModelSource, RunConfig, Target};
 use crate::runtime::server::Server;
 use crate::runtime::{self, Launch, Prompt, Runtime as _, Workload};
+use crate::speed::Acceptance;
 use crate::suggest::Refusal;
 use crate::tune::document::{Document, Entry};
 use crate::tune::race::End;
@@ -213,6 +214,12 @@ impl Tuning {
             Candidate::new(Kind::Fit, "--fit on", fit, machine, None),
         ];
         candidates.extend(tune::promising(&launch.run, alternatives, &request));
+        let fits = |run: &RunConfig| {
+            let forecast = memory::forecast(&proposal.model, machine, run);
+            forecast.is_ok_and(|forecast| forecast.shortfall(machine, request.margin).is_empty())
+        };
+        let drafts = tune::drafts(&launch.run, machine).into_iter();
+        candidates.extend(drafts.filter(|other| server.takes(&other.run) && fits(&other.run)));
         let race = Race::new(candidates);
         Ok(Self { server, proposal, subject, race, journal, first_error: None, unkept: None })
     }
@@ -256,6 +263,7 @@ impl Tuning {
             memory: seen.memory.iter().map(|(name, row)| (name.clone(), row.own())).collect(),
             peak: peak_of(&seen.device_used),
             cache_hits: seen.cache_hits,
+            acceptance: seen.speed.drafts_taken.map(|taken| Acceptance::of_share(taken, launch.run.n_draft)),
         };
         // What cannot be kept is still in the race, and ends it.
         let line = serde_json::to_string(&visit)? + "\n";

@@ -10,7 +10,7 @@ use super::caches::{Cache, CacheKind};
 use crate::bytes::{Bytes, GIB};
 use crate::machine::Machine;
 use crate::model::Model;
-use crate::placement::Buffer;
+use crate::placement::Placement;
 use crate::run::{Program, RunConfig};
 
 /// The program itself with a device's runtime: 288 MiB of anonymous and shared memory measured with Qwen3-30B-A3B on CUDA
@@ -138,8 +138,7 @@ fn pinned(model: &Model, machine: &Machine, forecast: &Forecast, logits: Bytes) 
     }
     // The model's own NextN blocks are in its placement already.
     let drafting = forecast.drafting.as_ref().filter(|_| model.draft.is_some()).map(|part| &part.placement);
-    let copies = [Some(&forecast.placement), drafting].into_iter().flatten().flat_map(|placement| &placement.copies);
-    let weights: Bytes = copies.flatten().filter(|copy| copy.buffer == Buffer::HostPinned).map(|copy| copy.bytes).sum();
+    let weights: Bytes = [Some(&forecast.placement), drafting].into_iter().flatten().map(Placement::pinned).sum();
     let compute = forecast.memory.get(super::HOST).map_or(Bytes(0), |row| row.compute);
     weights + compute + logits
 }

@@ -78,6 +78,17 @@ impl Placement {
         self.devices.iter().filter_map(|at| Some((*at, machine.device(*at)?)))
     }
 
+    /// Weights that ask for pinned memory of the host.
+    pub fn pinned(&self) -> Bytes {
+        self.copies.iter().flatten().filter(|copy| copy.buffer == Buffer::HostPinned).map(|copy| copy.bytes).sum()
+    }
+
+    /// Whether they get it. A buffer that cannot be pinned is pageable as a whole, and all of them are one buffer (`ggml-cuda.cu`
+    /// `ggml_backend_cuda_host_buffer_type_alloc_buffer`, whose `get_max_size` has no limit; b11434).
+    pub fn can_pin(&self, machine: &Machine) -> bool {
+        machine.host.pinnable().is_none_or(|most| self.pinned() <= most)
+    }
+
     pub fn experts<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a Tensor, &'a Copy)> {
         let experts = model.tensors.iter().zip(&self.copies).filter(|(tensor, _)| tensor.role == Role::RoutedExpert);
         experts.flat_map(|(tensor, copies)| copies.iter().map(move |copy| (tensor, copy)))

@@ -154,7 +154,7 @@ run_config! {
     /// `--spec-draft-n-max`, where a draft model's file says which kind of speculation it is for.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_n_max: Option<u32> = None,
-    /// The kind of speculation that a draft model's file says it is for, where it is not MTP.
+    /// The kind of speculation, where it is neither MTP nor what the numbers say without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     draft_type: Option<String> = None,
     /// `-ngld`; `None` = auto.

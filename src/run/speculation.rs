@@ -59,6 +59,11 @@ impl Speculation {
         run.mtp |= is(&["draft-mtp"]);
         run.n_draft = longest.unwrap_or(0); // A kind that is not known here drafts nothing that is counted.
         run.n_rs_seq = if is(&["draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark"]) { draft } else { 0 };
+        let mut kinds = KINDS.iter().map(|(kind, ..)| *kind).filter(|kind| is(&[kind]));
+        let only = kinds.next().filter(|_| kinds.next().is_none());
+        run.draft_type = only
+            .filter(|kind| *kind != "draft-mtp" && words(run).get(1).is_none_or(|word| word != kind))
+            .map(str::to_string);
         if run.has_draft_model() && self.kinds.iter().all(|kind| kind == "none") {
             run.draft_n_max = (draft != DRAFT).then_some(draft);
         }
@@ -66,6 +71,30 @@ impl Speculation {
 }
 
 impl RunConfig {
+    /// The same launch with drafts of at most `n` tokens; with 0, without speculation and without a draft model.
+    #[must_use]
+    pub fn with_drafts(&self, n: u32) -> Self {
+        if n > 0 {
+            return Self { n_draft: n, n_rs_seq: self.n_rs_seq.min(1) * n, ..self.clone() };
+        }
+        Self {
+            mtp: false,
+            n_draft: 0,
+            n_rs_seq: 0,
+            draft_model: None,
+            draft_hf: None,
+            draft_n_max: None,
+            draft_type: None,
+            draft_n_gpu_layers: None,
+            draft_devices: None,
+            draft_overrides: Vec::new(),
+            draft_n_ubatch: None,
+            draft_type_k: None,
+            draft_type_v: None,
+            ..self.clone()
+        }
+    }
+
     /// Takes the kind of speculation that a draft model's file is for, where no `--spec-type` says it (`common/arg.cpp`, b11434).
     pub fn infer_speculation(&mut self, kind: Option<&str>) {
         if let Some(kind) = kind.filter(|_| self.has_draft_model() && self.n_draft == 0) {
@@ -78,14 +107,17 @@ impl RunConfig {
 
 /// The words for speculation that costs what `run` says, by a kind that does.
 pub(super) fn words(run: &RunConfig) -> Vec<String> {
-    let (kind, flag) = match (run.mtp, run.n_rs_seq, run.n_draft) {
-        (true, ..) => ("draft-mtp", DRAFT_MAX),
-        (false, 1.., _) => (run.draft_type.as_deref().unwrap_or("draft-eagle3"), DRAFT_MAX),
-        (false, 0, 1..) => ("ngram-mod", NGRAM_MAX),
+    let kind = match (run.mtp, run.n_rs_seq, run.n_draft) {
+        (true, ..) => "draft-mtp",
+        (false, 1.., _) => run.draft_type.as_deref().unwrap_or("draft-eagle3"),
+        (false, 0, 1..) => run.draft_type.as_deref().unwrap_or("ngram-mod"),
         (false, 0, 0) => {
             let n_max = run.draft_n_max.map(|n| [DRAFT_MAX.to_string(), n.to_string()]);
             return n_max.into_iter().flatten().collect();
         }
     };
-    vec!["--spec-type".into(), kind.into(), flag.into(), run.n_draft.to_string()]
+    let flag = KINDS.iter().find(|(known, ..)| *known == kind).map_or(DRAFT_MAX, |(_, flag, _)| flag);
+    let length = [flag.to_string(), run.n_draft.to_string()];
+    // The length of some is not a flag's.
+    ["--spec-type".into(), kind.into()].into_iter().chain(length.into_iter().filter(|_| !flag.is_empty())).collect()
 }

@@ -159,6 +159,9 @@ pub struct Timings {
     pub predicted_n: u32,
     pub predicted_ms: f64,
     pub predicted_per_second: f64,
+    /// Tokens that were drafted, and those of them that were taken; 0 without speculation.
+    pub draft_n: u32,
+    pub draft_n_accepted: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -73,6 +73,8 @@ pub struct HostFacts {
     pub threads: Option<u32>,
     pub processor: Option<String>,
     pub isa: Isa,
+    /// NUMA nodes, where the system says: parts of main memory that are next to some of the cores (`ggml-cpu.c` `ggml_numa_init`, b11434).
+    pub nodes: usize,
 }
 
 pub fn host() -> HostFacts {
@@ -82,7 +84,9 @@ pub fn host() -> HostFacts {
     let cores = cores.map(|cores| threads.map_or(cores, |threads| cores.min(threads)));
     let processor = processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let Memory { total: ram, available, .. } = memory();
-    HostFacts { ram, available, cores, threads, processor, isa: isa() }
+    let node = |at: &usize| Path::new(&format!("/sys/devices/system/node/node{at}")).exists();
+    let nodes = (0..64).take_while(node).count();
+    HostFacts { ram, available, cores, threads, processor, isa: isa(), nodes }
 }
 
 /// Main memory and what the system allows.

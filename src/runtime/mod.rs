@@ -148,6 +148,9 @@ pub struct SpeedSamples {
     /// Seconds until the first token, by our clock.
     #[serde(default)]
     pub first_token: Vec<f64>,
+    /// The share of drafted tokens that were taken; absent where none were drafted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drafts_taken: Option<f64>,
     #[serde(default)]
     pub summary: SpeedSummary,
 }

@@ -638,6 +638,7 @@ impl Runtime for Server {
         self.tell(Step::WarmUp);
         let warm = ask(&mut running, 0, workload.n_generate.clamp(1, WARM_UP_TOKENS))?;
         let mut told = Observation { finite: warm.finite, ..Observation::default() };
+        let mut drafts = [0.0; 2];
         let of = workload.repetitions.max(1);
         for number in 1..=of {
             self.tell(Step::Sample { number, of });
@@ -661,6 +662,7 @@ impl Runtime for Server {
             speed.tg.extend((timings.predicted_n > 1).then_some(timings.predicted_per_second));
             speed.first_token.extend(reply.first_token.map(|time| time.as_secs_f64()));
             told.finite &= reply.finite;
+            drafts = [drafts[0] + f64::from(timings.draft_n), drafts[1] + f64::from(timings.draft_n_accepted)];
             if number == 1 {
                 speed.n_generate = u32::try_from(reply.tokens.len()).unwrap_or(u32::MAX);
                 (speed.depth, told.text, told.tokens) = (timings.cache_n, reply.text, reply.tokens);
@@ -668,6 +670,7 @@ impl Runtime for Server {
             speed.depth = speed.depth.min(timings.cache_n);
         }
         self.tell(Step::Ready);
+        told.speed.drafts_taken = (drafts[0] > 0.0).then(|| drafts[1] / drafts[0]);
         let Observation { speed, text, tokens, finite, interrupted, .. } = told;
         Ok(Observation { speed, text, tokens, finite, interrupted, ..running.finish()? })
     }

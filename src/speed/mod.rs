@@ -38,6 +38,16 @@ pub struct Turn {
 pub struct Acceptance(f64);
 
 impl Acceptance {
+    /// That of which drafts of `drafted` tokens have this share taken.
+    pub fn of_share(taken: f64, drafted: u32) -> Self {
+        let tokens = 1.0 + taken.clamp(0.0, 1.0) * f64::from(drafted);
+        let halved = |(low, high): (f64, f64), _| {
+            let middle = f64::midpoint(low, high);
+            if Self(middle).tokens_per_pass(drafted) < tokens { (middle, high) } else { (low, middle) }
+        };
+        Self((0..30).fold((0.0, 1.0), halved).1)
+    }
+
     /// The mean number of tokens that a pass yields: its own, and of `drafted` tokens those before the first that is not taken.
     fn tokens_per_pass(self, drafted: u32) -> f64 {
         // A sum, which is exact where everything is taken.

@@ -118,6 +118,24 @@ fn what_does_not_fit_in_memory_comes_from_the_disk() {
     assert!(tight.terms.iter().any(|term| term.what.contains("disk")));
 }
 
+/// Windows pins half of main memory: what asks for more is copied as mapped files are.
+#[test]
+fn what_windows_does_not_pin_is_copied_as_pageable() {
+    let (model, mut machine) = (model("qwen3-30b-a3b"), machine("NVIDIA GeForce RTX 3090"));
+    let pp =
+        |machine: &Machine, load_mode| estimate(&model, machine, &RunConfig { load_mode, ..hosted(48) }, TURN).speed.pp;
+    let at = |machine: &mut Machine, gib: u64, windows| {
+        (machine.host.ram, machine.host.windows) = (Some(Bytes::mib(gib << 10)), windows);
+        [LoadMode::None, LoadMode::Mmap].map(|mode| pp(machine, mode))
+    };
+    let [pinned, pageable] = at(&mut machine, 31, false);
+    assert!(pinned > pageable * 1.02, "{pinned} {pageable}");
+    for (gib, windows, expected) in [(31, true, pageable), (64, true, pinned), (31, false, pinned)] {
+        let found = at(&mut machine, gib, windows)[0];
+        assert!((found / expected - 1.0).abs() < 1e-3, "{gib} {windows}: {found} {expected}");
+    }
+}
+
 #[test]
 fn other_computers_do_not_take_over_the_hosts_products() {
     let model = model("qwen3-30b-a3b");

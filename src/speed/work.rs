@@ -219,7 +219,7 @@ impl Layout {
         // (`ggml-backend.cpp` `ggml_backend_sched_backend_id_from_cur`, `ggml-rpc.cpp`, b11434).
         let asks = |i: &&u16| !matches!(backend(**i), None | Some(Backend::Rpc | Backend::Cpu));
         let offload = placement.devices.iter().find(asks).zip(run.offload_rows());
-        let pinned = !placement.is_mapped && !run.no_host;
+        let pinned = !placement.is_mapped && !run.no_host && placement.can_pin(machine);
         let numbers = &case.forecast.numbers;
         let mut layout = Self {
             parts: Vec::with_capacity(12),

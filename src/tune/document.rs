@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::race::{End, Entrant, Range, Standing};
 use super::{Candidate, Race, Subject, Verdict, Visit};
 use crate::bytes::Bytes;
+use crate::speed::Acceptance;
 use crate::stats::Spread;
 
 /// Which of the launches that took part is fastest.
@@ -58,6 +59,9 @@ pub struct Measured {
     /// The share of experts found in the expert cache, in the last visit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_hits: Option<f64>,
+    /// The probability that a drafted token is taken if those before it were, in the last visit: what `--acceptance` takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<Acceptance>,
 }
 
 impl Entry {
@@ -91,6 +95,7 @@ impl Measured {
             memory: most(|visit| &visit.memory),
             peak: most(|visit| &visit.peak),
             cache_hits: visits.iter().rev().find_map(|visit| visit.cache_hits),
+            acceptance: visits.iter().rev().find_map(|visit| visit.acceptance),
         }
     }
 }

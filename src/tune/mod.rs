@@ -4,7 +4,7 @@ pub mod document;
 pub mod journal;
 pub mod race;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,18 @@ pub fn promising(plan: &RunConfig, mut alternatives: Vec<Candidate>, request: &R
     });
     alternatives.truncate(MOST);
     alternatives
+}
+
+/// A launch that drafts, without drafts and with drafts of half and of twice as many tokens. Nothing predicts how many of them are
+/// taken, so all of these are measured.
+pub fn drafts(plan: &RunConfig, machine: &Machine) -> Vec<Candidate> {
+    let n = plan.n_draft;
+    let lengths: BTreeSet<u32> = [0, n / 2, n.saturating_mul(2)].into_iter().filter(|_| n > 0).collect();
+    let candidate = |length: u32| {
+        let what = if length == 0 { "no drafts".to_string() } else { format!("drafts of {length} tokens") };
+        Candidate::new(Kind::Neighbour, &what, plan.with_drafts(length), machine, None)
+    };
+    lengths.into_iter().map(candidate).collect()
 }
 
 /// What llama.cpp is started with to choose by itself ([`Request::left_to_fitting`]), with of every device only its budget. `free` is

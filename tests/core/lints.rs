@@ -50,12 +50,13 @@ static SEEING: LazyLock<Model> =
 /// 32 blocks without experts.
 static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
 
-/// A machine by its devices and GiB of main memory; `CUDA0=24G,CUDA1=12G 64`.
+/// A machine by its devices, GiB of main memory and system: `CUDA0=24G,CUDA1=12G 64`, `CUDA0=24G 64 windows`.
 fn machine(text: &str) -> Machine {
     let (devices, ram) = text.split_once(' ').unwrap();
     let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
+    let (ram, windows) = ram.strip_suffix(" windows").map_or((ram, false), |ram| (ram, true));
     let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
-    Machine::new(devices.collect(), Host { ram, ..Host::default() }).unwrap()
+    Machine::new(devices.collect(), Host { ram, windows, ..Host::default() }).unwrap()
 }
 
 /// What a line, environment first (`NAME=VALUE llama-server …`), does.
@@ -169,6 +170,7 @@ static CASES: &[Case] = &[
     ("unknown-flag", &GPT_OSS, ONE, "llama-server -fmoe", "llama-server -fa on"),
     ("unknown-flag", &GPT_OSS, ONE, "llama-bench --frobnicate 1", "llama-bench -o json"),
     ("unknown-variable", &GPT_OSS, ONE, "LLAMA_ARG_CTX=8192 llama-server", "LLAMA_ARG_CTX_SIZE=8192 llama-server"),
+    ("unknown-variable", &GPT_OSS, ONE, "LLAMA_ARG_NO=1 llama-server", "GGML_OP_OFFLOAD_MIN_BATCH=64 llama-server"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server model.gguf", "llama-server -a model.gguf"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server --ctx-size=4096", "llama-server --ctx_size 4096"),
     ("flag-malformed", &GPT_OSS, ONE, "llama-server -c4096", "llama-server -c 4096"),
@@ -352,6 +354,14 @@ static CASES: &[Case] = &[
     ),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
+    (
+        "pinned-beyond-limit",
+        &QWEN,
+        "CUDA0=24G 31 windows",
+        "llama-server -cmoe -lm none",
+        "llama-server -ncmoe 40 -lm none",
+    ),
+    ("pinned-beyond-limit", &QWEN, "CUDA0=24G 31 windows", "llama-server -cmoe -lm dio", "llama-server -cmoe"),
     (
         "repacked-experts-not-offloaded",
         &QWEN,

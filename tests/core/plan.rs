@@ -335,7 +335,7 @@ fn what_fitting_would_choose_is_beside_the_plan() {
     assert!(choice.launch.fits && choice.launch.turn_change > 0.0, "{:?}", choice.launch);
     let words = ["llama-server", "-fit", "off", "-np", "1"].map(str::to_string).into_iter().chain(choice.launch.args);
     let run = run::parse::command(&words.collect::<Vec<_>>(), &BTreeMap::new()).unwrap().run;
-    let forecast = moeplan::memory::forecast(&model, &machine(&[12 * GIB]), &run).unwrap();
+    let forecast = memory::forecast(&model, &machine(&[12 * GIB]), &run).unwrap();
     assert_eq!(checkup::Row::table(&forecast), choice.launch.memory);
 }
 

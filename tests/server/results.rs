@@ -102,6 +102,40 @@ fn document(text: &str) -> Value {
     document
 }
 
+/// How many drafted tokens are taken, only a measurement says.
+#[test]
+fn a_tuning_of_a_launch_that_drafts_tries_other_lengths_and_none() {
+    let place = Place::new();
+    let made = place.run("synth qwen3.6-35b-a3b-mtp --tiny --weights random -q -o d.gguf");
+    assert_eq!(made.0, Some(0), "{}", made.2);
+    let plan = "plan d.gguf --backend cpu -c 512 --prompt 32 --generate 4 --explain --json -o plan.json -- --spec-type draft-mtp";
+    let made = place.run(plan);
+    assert_eq!(made.0, Some(0), "{}", made.2);
+    let (code, answer, said) = place.run("tune plan.json --minutes 2 --journal t.jsonl --json");
+    assert_eq!(code, Some(0), "{said}");
+    let document = document(&answer);
+    let of = |what: &str| {
+        let candidates = document["candidates"].as_array().expect("candidates").iter();
+        candidates.clone().find(|candidate| candidate["what"] == what).unwrap_or_else(|| panic!("{what}: {answer}"))
+    };
+    let args = |what: &str| {
+        let words = of(what)["args"].as_array().expect("args").iter().map(|word| word.as_str().expect("a word"));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    assert!(args("the plan").contains("--spec-type draft-mtp --spec-draft-n-max 3"), "{}", args("the plan"));
+    assert!(args("drafts of 1 tokens").contains("--spec-draft-n-max 1"));
+    assert!(!args("no drafts").contains("--spec"));
+    // Of drafts of six a half is taken, three of a pass: by a probability of 0.805 for each.
+    let measured = &of("drafts of 6 tokens")["measured"];
+    let acceptance = measured["acceptance"].as_f64().expect("an acceptance");
+    assert!((acceptance - 0.805).abs() < 0.01, "{acceptance}");
+    assert!(of("no drafts")["measured"]["acceptance"].is_null());
+    let winner = document["winner"].as_u64().and_then(|at| usize::try_from(at).ok()).expect("a winner");
+    assert_eq!(document["candidates"][winner]["what"], "drafts of 6 tokens", "{answer}");
+    let command = document["command"].as_str().expect("a command");
+    assert!(command.contains("--spec-type draft-mtp --spec-draft-n-max 6"), "{command}");
+}
+
 #[test]
 fn a_dry_run_checks_what_would_be_launched() {
     let place = Place::new();

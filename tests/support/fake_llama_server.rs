@@ -41,7 +41,7 @@ fn main() {
             println!("{flag}                             as ever");
         }
         println!(
-            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x\n--offline x\n--no-mmproj x"
+            "-dev NAMES   x\n-b N   x\n-ub N   x\n-fa X   x\n--embedding   x\n-tb N   x\n-nr   x\n-nkvo   x\n--no-op-offload   x\n--cache-ram N   x\n--host HOST   x\n--port PORT   x\n-ot, --override-tensor X   x\n-kvu x\n-ts X x\n--list-devices x\n--offline x\n--no-mmproj x\n--spec-type X x\n--spec-draft-n-max N x"
         );
         return;
     }
@@ -283,9 +283,23 @@ fn complete(mut stream: TcpStream, mode: &str) {
         std::thread::sleep(Duration::from_millis(5));
         let _ = stream.write_all(end);
     }
-    let _ = stream.write_all(
-        b"data: {\"content\":\"\",\"tokens\":[],\"stop\":true,\"timings\":{\"cache_n\":0,\"prompt_n\":512,\
-          \"prompt_ms\":256.0,\"prompt_per_second\":2000.0,\"predicted_n\":6,\"predicted_ms\":50.0,\"predicted_per_second\":100.0}}\n\n",
+    // Drafts of six tokens are the fastest, and of each half is taken.
+    let words: Vec<String> = std::env::args().collect();
+    let length =
+        words.iter().position(|word| word == "--spec-draft-n-max").and_then(|at| words.get(at + 1)?.parse().ok());
+    let (rate, drafts) = match length.filter(|_| words.iter().any(|word| word == "--spec-type")) {
+        Some(length) => {
+            let length: u32 = length;
+            let rate = if length == 6 { 200 } else { 150 };
+            (rate, format!(",\"draft_n\":{},\"draft_n_accepted\":{length}", 2 * length))
+        }
+        None => (100, String::new()),
+    };
+    let _ = write!(
+        stream,
+        "data: {{\"content\":\"\",\"tokens\":[],\"stop\":true,\"timings\":{{\"cache_n\":0,\"prompt_n\":512,\
+         \"prompt_ms\":256.0,\"prompt_per_second\":2000.0,\"predicted_n\":6,\"predicted_ms\":50.0,\
+         \"predicted_per_second\":{rate}.0{drafts}}}}}\n\n"
     );
     for line in [
         "print_timing: id  0 | task 0 | prompt eval time =     256.00 ms /   512 tokens (    0.50 ms per token,  2000.00 tokens per second)",

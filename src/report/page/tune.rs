@@ -167,6 +167,12 @@ fn notes(document: &Document) -> Vec<String> {
             100.0 * hits
         ));
     }
+    for (entry, acceptance) in measured().filter_map(|(entry, seen)| Some((entry, seen.acceptance?))) {
+        notes.push(format!(
+            "{}: --acceptance {acceptance:.2} was measured, with pseudo-random prompts; yours may differ",
+            entry.candidate.what
+        ));
+    }
     if measured().next().is_some() {
         notes.push(
             "turn: the median of all samples ± two standard errors; pp and tg: mean ± standard deviation, tokens/s"
