@@ -50,7 +50,9 @@ impl Target {
         match (self.backend, keeps) {
             _ if self.is_meta => {}
             (Backend::Vulkan, keeps) => vulkan::optimize(graph, part, keeps),
-            (backend, Some(keeps)) if backend.is_cuda_source() => fusion::optimize(graph, part, keeps),
+            (backend, Some(keeps)) if backend.is_cuda_source() => {
+                fusion::optimize(graph, part, keeps, backend == Backend::Cuda);
+            }
             _ => {}
         }
     }

@@ -16,6 +16,8 @@ const MAX_REDUCED: u64 = 15;
 pub struct Keeps {
     /// By the node after which they may go.
     pub until: HashMap<Id, Vec<Id>>,
+    /// Whether more is fused: gates with ups, routers that choose groups of experts first, and those of 384 experts.
+    pub of_more: bool,
 }
 
 impl Keeps {
@@ -25,28 +27,35 @@ impl Keeps {
             kept.push(id);
         }
     }
+
+    /// Keeps nodes and what they read.
+    fn add_nodes(&mut self, graph: &Graph, nodes: Range<usize>, until: Id) {
+        for id in &graph.nodes[nodes] {
+            self.add(*id, until);
+            graph.tensor(*id).sources().iter().for_each(|source| self.add(*source, until));
+        }
+    }
 }
 
-/// Reorders the nodes of one part of the graph and notes what has to stay alive.
-pub fn optimize(graph: &mut Graph, part: Range<usize>, keeps: &mut Keeps) {
+/// Reorders the nodes of one part of the graph and notes what has to stay alive; `is_nvidia` tells CUDA from what shares its source.
+pub fn optimize(graph: &mut Graph, part: Range<usize>, keeps: &mut Keeps, is_nvidia: bool) {
     group_shared_experts(graph, &part, keeps);
     let mut i = part.start;
     while i < part.end {
+        if keeps.of_more && is_nvidia && i + 2 < part.end && is_gated(graph, i) {
+            keeps.add_nodes(graph, i..i + 2, graph.nodes[i + 2]);
+            i += 3;
+            continue;
+        }
         if let Some(reduction) = weighted_reduction(graph, i, part.end) {
             keeps.add(reduction.experts, reduction.result);
             keeps.add(reduction.weights, reduction.result);
             reduction.scale.iter().for_each(|scale| keeps.add(*scale, reduction.result));
             i += reduction.n_nodes - 1;
         }
-        if let Some(n_nodes) = router(graph, i, part.end) {
-            let after = graph.nodes.get(i + n_nodes).copied();
-            for k in i..i + n_nodes {
-                let node = graph.nodes[k];
-                let Some(after) = after else { break };
-                keeps.add(node, after);
-                for source in graph.tensor(node).sources() {
-                    keeps.add(*source, after);
-                }
+        if let Some(n_nodes) = router(graph, i, part.end, keeps.of_more) {
+            if let Some(after) = graph.nodes.get(i + n_nodes) {
+                keeps.add_nodes(graph, i..i + n_nodes, *after);
             }
             i += n_nodes - 1;
         }
@@ -77,6 +86,25 @@ pub fn can_fuse(graph: &Graph, nodes: &[usize], outputs: &[usize]) -> bool {
     })
 }
 
+/// Whether two nodes are the gate and the up of the third, in weights that one kernel multiplies with many rows
+/// (`ggml_cuda_mul_mat_q_fusion_matches`, `ggml_cuda_should_fuse_mul_mat`, b12032; cards from Turing on).
+fn is_gated(graph: &Graph, at: usize) -> bool {
+    let [first, second, glu] = [at, at + 1, at + 2].map(|i| node(graph, i));
+    let is_fused = matches!(glu.op, Op::Glu(kind) if kind != Glu::Reglu);
+    let are_products = first.op == second.op && matches!(first.op, Op::MulMat | Op::MulMatId);
+    let both = [graph.nodes[at], graph.nodes[at + 1]];
+    let (Some(gate), Some(up)) = (source(glu, 0), source(glu, 1)) else { return false };
+    if !is_fused || !are_products || both != [gate, up] && both != [up, gate] {
+        return false;
+    }
+    let [a, b] = [first, second].map(|product| graph.tensor(product.sources()[0]));
+    first.sources()[1..] == second.sources()[1..]
+        && graph.tensor(first.sources()[1]).ty.name == "f32"
+        && (a.ty, a.ne, a.nb) == (b.ty, b.ne, b.nb)
+        && matches!(a.ty.name, "q4_K" | "q5_K" | "q6_K" | "q8_0" | "iq4_xs")
+        && a.ne[1].is_multiple_of(128)
+}
+
 /// Kernels that a token's graph starts: its nodes less views and less what runs within a neighbour's kernel.
 ///
 /// Products take the bias and the gate behind them along (`ggml_cuda_op_mul_mat_vec_q` with `ggml_cuda_mm_fusion_args_host`), norms their
@@ -85,7 +113,7 @@ pub fn kernels(graph: &Graph) -> usize {
     let end = graph.nodes.len();
     let (mut count, mut i) = (0, 0);
     while i < end {
-        let group = weighted_reduction(graph, i, end).map(|sum| sum.n_nodes).or_else(|| router(graph, i, end));
+        let group = weighted_reduction(graph, i, end).map(|sum| sum.n_nodes).or_else(|| router(graph, i, end, false));
         count += usize::from(group.is_some() || starts_kernel(graph, node(graph, i)));
         i += group.unwrap_or(1);
     }
@@ -196,7 +224,7 @@ fn sums_views(graph: &Graph, nodes: Range<usize>, weighted_id: Id, n_used: usize
 }
 
 /// The nodes of a router that starts at `at`, if one kernel can do it (`ggml_cuda_topk_moe_fusion` and its use).
-fn router(graph: &Graph, at: usize, end: usize) -> Option<usize> {
+fn router(graph: &Graph, at: usize, end: usize, fuses_more: bool) -> Option<usize> {
     let reads = |i: usize, n: usize, source_at: usize| source(node(graph, i), n) == Some(graph.nodes[source_at]);
     let is = |i: usize, op: Op, source_at: usize| i < end && node(graph, i).op == op && reads(i, 0, source_at);
     let probs = match node(graph, at).op {
@@ -206,11 +234,17 @@ fn router(graph: &Graph, at: usize, end: usize) -> Option<usize> {
     };
     let reshaped = probs + 1;
     let sorted = if is(reshaped + 1, Op::Add, probs) { reshaped + 1 } else { probs };
-    let order = sorted.max(reshaped) + 1;
+    let mut order = sorted.max(reshaped) + 1;
+    let mut selection = sorted;
+    let first = order;
+    let in_groups = |(n, (op, from)): (usize, &(Op, usize))| is(first + n + 1, *op, first + from);
+    if fuses_more && is(first, Op::Reshape, sorted) && GROUPS.iter().enumerate().all(in_groups) {
+        (selection, order) = (first + GROUPS.len(), first + GROUPS.len() + 1);
+    }
     let ids = order + 1;
     let mut last = order + 2;
     let picks = is(reshaped, Op::Reshape, probs)
-        && is(order, Op::Argsort, sorted)
+        && is(order, Op::Argsort, selection)
         && is(ids, Op::View, order)
         && is(last, Op::GetRows, reshaped)
         && reads(last, 1, ids);
@@ -228,15 +262,36 @@ fn router(graph: &Graph, at: usize, end: usize) -> Option<usize> {
     last += if is_normed { 5 } else { 0 };
     last += usize::from(looks_for_scale && is(last + 1, Op::Scale, last));
     let nodes: Vec<usize> = (at..=last).collect();
-    (can_fuse(graph, &nodes, &[ids, last]) && has_kernel(graph, at, last, ids)).then_some(nodes.len())
+    let has_kernel = has_kernel(graph, at, last, ids, fuses_more);
+    (can_fuse(graph, &nodes, &[ids, last]) && has_kernel).then_some(nodes.len())
 }
 
+/// How the best groups of experts are chosen: each node behind the first, and which one it reads (`topk_moe_group_pattern`, b12032).
+const GROUPS: [(Op, usize); 13] = [
+    (Op::Reshape, 0),
+    (Op::Argsort, 0),
+    (Op::View, 2),
+    (Op::GetRows, 1),
+    (Op::Reshape, 4),
+    (Op::SumRows, 5),
+    (Op::Reshape, 6),
+    (Op::Argsort, 7),
+    (Op::View, 8),
+    (Op::GetRows, 0),
+    (Op::Fill, 0),
+    (Op::SetRows, 10),
+    (Op::Reshape, 12),
+];
+
 /// `ggml_cuda_should_use_topk_moe`.
-fn has_kernel(graph: &Graph, gating: usize, weights: usize, ids: usize) -> bool {
+fn has_kernel(graph: &Graph, gating: usize, weights: usize, ids: usize, fuses_more: bool) -> bool {
     let (gating, weights, ids) = (node(graph, gating), node(graph, weights), node(graph, ids));
     let Some(logits) = source(gating, 0).map(|id| graph.tensor(id)) else { return false };
     let n_expert = ids.nb[1] / ids.nb[0];
-    let has_size = (n_expert.is_power_of_two() && n_expert <= 512) || n_expert == 288 || n_expert == 576;
+    let has_size = (n_expert.is_power_of_two() && n_expert <= 512)
+        || n_expert == 288
+        || n_expert == 576
+        || fuses_more && n_expert == 384;
     let is_plain = gating.op != Op::SoftMax || gating.sources().len() == 1;
     has_size && is_plain && logits.is_contiguous() && weights.is_contiguous()
 }
@@ -335,7 +390,7 @@ mod tests {
         let ids = [experts.id, weights.id, sum.id];
         let mut graph = draft.0.into_inner();
         let (mut keeps, all) = (Keeps::default(), 0..graph.nodes.len());
-        optimize(&mut graph, all, &mut keeps);
+        optimize(&mut graph, all, &mut keeps, true);
         (keeps, ids, graph)
     }
 

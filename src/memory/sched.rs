@@ -410,7 +410,7 @@ impl Scheduling<'_> {
 
     /// What the devices keep alive until a node, after they have put the nodes of each part in their order.
     fn fuse(&mut self) -> HashMap<Id, Vec<Id>> {
-        let mut keeps = fusion::Keeps::default();
+        let mut keeps = fusion::Keeps { of_more: self.scheduler.rules.fuses_more, ..fusion::Keeps::default() };
         for split in &self.splits {
             let target = &self.scheduler.targets[split.target];
             let keeps = self.scheduler.rules.keeps_fused.then_some(&mut keeps);

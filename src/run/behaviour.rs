@@ -147,6 +147,9 @@ rules! {
     /// CUDA keeps the sources of operations that it fuses until those have run.
     keeps_fused: bool = false,
         [10688, 10698] true => "ggml/src/ggml-backend.cpp ggml_backend_sched_split_graph: add_alloc_dep";
+    /// CUDA fuses gates with ups, and routers with groups or 384 experts.
+    fuses_more: bool = false,
+        [11549, 12032] true => "ggml/src/ggml-cuda/ggml-cuda.cu ggml_cuda_mul_mat_q_fusion_matches, ggml_cuda_topk_moe_group_fusion";
     /// A clamp may take the place of its source.
     clamps_inplace: bool = false,
         [10605, 10615] true => "ggml/src/ggml-alloc.c ggml_op_can_inplace";
