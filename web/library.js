@@ -10,9 +10,13 @@ export class Library {
   #last = Promise.resolve();
   /** What has been opened, to be opened again by another worker. */
   #opened = new Map();
+  /** Answers that were made with the page, by their questions: the library itself takes a while to load. */
+  #kept;
 
   constructor() {
     this.#start();
+    const kept = fetch(new URL("first.json", import.meta.url)).then((file) => file.json());
+    this.#kept = kept.then((pairs) => new Map(pairs.map(([question, answer]) => [JSON.stringify(question), answer])), () => new Map());
   }
 
   #start() {
@@ -23,10 +27,13 @@ export class Library {
   }
 
   /** Questions are answered in order. */
-  ask(question, parts = []) {
+  async ask(question, parts = []) {
+    const kept = (await this.#kept).get(JSON.stringify(question));
+    // A model has to be open in the worker as well.
+    if (kept && question.ask !== "make") return kept;
     const turn = this.#last.then(() => this.#ask(question, parts));
     this.#last = turn.catch(() => {});
-    return turn;
+    return kept ?? turn;
   }
 
   async #ask(question, parts) {

@@ -2,6 +2,7 @@
 import { Hub, fileName, grouped, ofUrl, open, openBeside } from "./headers.js";
 import { Library } from "./library.js";
 import { Refusal } from "./moeplan.js";
+import { FIRST, wish as wishOf } from "./question.js";
 
 const by = (id) => document.getElementById(id);
 const form = by("question");
@@ -9,8 +10,6 @@ const fields = form.elements;
 const library = new Library();
 const hub = new Hub(document.querySelector("meta[name=hub]").content, () => by("token").value.trim());
 
-/** What the first visit shows. */
-const FIRST = { model: "gpt-oss-120b", gpu: "RTX 4090", ram: "64G", kind: "ddr5-6000x2" };
 /** Between a launch and what takes longer, in milliseconds: a field that moves on does not wait for it. */
 const PAUSE = 120;
 /** Type mixes that are compared before a person chooses others. */
@@ -56,23 +55,7 @@ arrange();
 // The question: fields, words, and the link that holds it.
 
 const value = (name) => fields[name].value.trim();
-const list = (name) => value(name).split(",").map((one) => one.trim()).filter(Boolean);
-
-function wish(extra = {}, projector = null) {
-  const kind = fields.kind.disabled ? "" : value("kind");
-  const described = { gpu: list("gpu"), vram: list("gpu").length ? [] : list("vram") };
-  if (value("ram")) described.ram = kind ? `${value("ram")}@${kind}` : value("ram");
-  if (value("cpu")) described.cpu = value("cpu");
-  const planning = { ...extra };
-  if (value("c")) planning.ctx_size ??= value("c");
-  if (value("objective")) planning.objective = value("objective");
-  const words = [];
-  for (const [name, flags] of [["np", ["-np"]], ["ctk", ["-ctk", "-ctv"]], ["ub", ["-ub"]]]) {
-    if (value(name)) words.push(...flags.flatMap((flag) => [flag, value(name)]));
-  }
-  if (projector === "") words.push("--no-mmproj");
-  return { machine: described, margin: value("margin") || null, planning, words, projector: projector || null };
-}
+const wish = (extra, projector) => wishOf((name) => (fields[name].disabled ? "" : value(name)), extra, projector);
 
 /** The link of a question: the fields that are set, and what a tab has of its own. */
 function link() {
@@ -113,6 +96,9 @@ async function openCurrent() {
   const name = await ensure(key, value("recipe"));
   const { name: title, bytes, context_length: context, files } = opened.get(name);
   const parts = [title || fileName(key), `${gib(bytes)} GiB`, files > 1 ? `${files} files` : "", context ? `trained on ${thousands(context)} tokens` : ""];
+  const { recipe } = current().made ?? {};
+  // Only models with experts in a type of their own are published so.
+  if (recipe === "F16" && value("recipe") !== recipe) parts.push("as llama-quantize makes it; published files keep the MXFP4 experts and differ");
   say(parts.filter(Boolean).join(" · "));
   return name;
 }
@@ -244,7 +230,9 @@ function showBrief(answer, text, verdict) {
 
 function fail(error) {
   show(null, error.message, "bad");
-  const hint = error.hint ?? "";
+  // A hint of the library names flags: here they are fields.
+  const label = (name) => fields[name]?.labels?.[0]?.firstChild.textContent.trim();
+  const hint = (error.hint ?? "").replace(/(?<![\w-])--?([a-z][a-z-]*)/g, (flag, name) => (label(name) ? `“${label(name)}”` : flag));
   if (hint) by("report").replaceChildren(element("p", { textContent: hint, className: "hint" }));
 }
 

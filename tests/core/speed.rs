@@ -45,10 +45,19 @@ fn vram(row: &Value) -> String {
 /// The speed of exactly the launch that was measured.
 fn predicted(model: &Model, machine: &Machine, argv: &[&str], depth: u32) -> Speed {
     let words: Vec<String> = ["llama-server"].iter().chain(argv).map(ToString::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).expect("a command").run;
+    of_command(model, machine, &words, &BTreeMap::new(), Turn { prompt: 2048, generate: 64, depth, acceptance: None })
+}
+
+fn of_command(
+    model: &Model,
+    machine: &Machine,
+    words: &[String],
+    variables: &BTreeMap<String, String>,
+    turn: Turn,
+) -> Speed {
+    let run = parse::command(words, variables).expect("a command").run;
     let forecast = &memory::forecast(model, machine, &run).expect("a forecast");
-    let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
-    speed::predict(&case, Turn { prompt: 2048, generate: 64, depth, acceptance: None }).speed
+    speed::predict(&Case { model, machine, run: &run, placement: &forecast.placement, forecast }, turn).speed
 }
 
 #[test]
@@ -135,6 +144,71 @@ fn launches_are_predicted(
             println!("{machine}: median error of {key} {:.1}%", 100.0 * error);
             assert!(error <= bound, "{machine}: {key} is off by {:.0}% in the median", 100.0 * error);
         }
+    }
+}
+
+/// What one calibration says of the launches of its own machine that it did not see: several requests at once, passes of a few tokens,
+/// and prompts of every length with the host's experts copied or left where they are.
+#[test]
+fn batches_of_every_size_are_predicted() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let read = |path: &str| std::fs::read_to_string(data.join(path)).expect("a file of testdata");
+    let machine: Machine = serde_json::from_str(&read("machines/h200-slots.json")).expect("a machine");
+    let model = synth::model("qwen3-30b-a3b", &Wish::default()).expect("a model");
+    let mut errors: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for line in read("measured/h200-slots.jsonl").lines() {
+        let row: Value = serde_json::from_str(line).expect("a row");
+        let number = |key: &str| row[key].as_u64().map_or(0, |n| u32::try_from(n).expect("a small number"));
+        let list = |of: &Value| -> Vec<f64> { of.as_array().into_iter().flatten().filter_map(Value::as_f64).collect() };
+        let words = |program: &str, key: &str| -> Vec<String> {
+            let argv = row[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+            [program].into_iter().chain(argv).map(String::from).collect()
+        };
+        let turn = |prompt, generate| Turn { prompt, generate, depth: 0, acceptance: None };
+        let of = |words: &[String], turn| of_command(&model, &machine, words, &BTreeMap::new(), turn);
+        let (kind, predicted, measured) = match text(&row, "kind") {
+            "together" => {
+                let sums = row["each"].as_array().into_iter().flatten().map(|each| list(each).iter().sum()).collect();
+                let speed = of(&words("llama-server", "argv"), turn(512, 192));
+                let together = speed.together.map_or(speed.tg, |together| together.tg);
+                ("together", together, median(sums))
+            }
+            "pass" => {
+                let tokens = number("tokens");
+                let seconds = list(&row["milliseconds"]).into_iter().fold(f64::INFINITY, f64::min) / 1e3;
+                let kind = if tokens <= 8 && row["bench"][2] == "-t" { "vectors" } else { "pass" };
+                (kind, of(&words("llama-bench", "bench"), turn(tokens, 0)).pp, f64::from(tokens) / seconds)
+            }
+            "offload" => {
+                let rows = ("GGML_OP_OFFLOAD_MIN_BATCH".to_string(), number("min_batch").to_string());
+                let words = words("llama-server", "argv");
+                let speed = of_command(&model, &machine, &words, &BTreeMap::from([rows]), turn(number("prompt"), 0));
+                let kind = if words.contains(&"none".to_string()) { "pinned" } else { "mapped" };
+                (kind, speed.pp, median(list(&row["pp"])))
+            }
+            _ => continue,
+        };
+        let error = predicted / measured - 1.0;
+        println!(
+            "| {kind} | {} | {predicted:.1} | {measured:.1} | {:+.0}% |",
+            line.chars().take(100).collect::<String>(),
+            100.0 * error
+        );
+        errors.entry(kind).or_default().push(error.abs());
+    }
+    for (kind, least, bounds) in [
+        ("together", 8, [0.08, 0.15]),
+        ("vectors", 6, [0.1, 0.15]),
+        ("pass", 30, [0.3, 0.75]),
+        ("pinned", 14, [0.15, 0.4]),
+        ("mapped", 14, [0.1, 0.4]),
+    ] {
+        let errors = &errors[kind];
+        assert!(errors.len() >= least, "{kind}: {} rows", errors.len());
+        let worst = errors.iter().copied().fold(0.0, f64::max);
+        let error = median(errors.clone());
+        println!("{kind}: median error {:.0}%, worst {:.0}%", 100.0 * error, 100.0 * worst);
+        assert!(error <= bounds[0] && worst <= bounds[1], "{kind}");
     }
 }
 

@@ -92,6 +92,22 @@ test("the first visit has an answer at once", async (t) => {
   assert.deepEqual(page.errors, []);
 });
 
+test("the first launch is shown while the library is loading", async () => {
+  const page = await browser.newPage();
+  let load;
+  const wanted = new Promise((done) => (load = done));
+  await page.route("**/moeplan.wasm", async (route) => {
+    await wanted;
+    await route.continue();
+  });
+  await page.goto(host.origin);
+  const launch = await page.textContent("#report pre");
+  load();
+  await answered(page);
+  assert.equal(await page.textContent("#report pre"), launch);
+  await page.close();
+});
+
 test("a stranger's question, and each control is a plan of the program's", async (t) => {
   const page = await visit(question({ model: "glm-4.5-air" }));
   const file = join(folder, "glm-4.5-air-Q4_K_M.gguf");
