@@ -132,7 +132,8 @@ pub(super) fn powershell(environment: &Variables, words: &[String], needs: Optio
         )
     };
     // Names and numbers: nothing of them needs more than single quotes.
-    let set: String = environment.iter().map(|(name, value)| format!("{SET}{name} = '{value}'\n")).collect();
+    let set = |(name, value): (&String, &String)| format!("{SET}{name} = '{value}'\n");
+    let set: String = environment.iter().map(set).collect();
     Ok(format!("{}{set}{CALL}{line}{REST_OF_POWERSHELL}", needs.map(look).unwrap_or_default()))
 }
 
@@ -164,7 +165,7 @@ pub(super) fn of_powershell(text: &str) -> Result<Held, String> {
     }
     let set = text.lines().filter_map(|line| line.strip_prefix(SET)?.split_once(" = "));
     let environment = set.map(|(name, value)| (name.to_string(), value.trim_matches('\'').to_string())).collect();
-    Ok(Held { words, environment, ..Held::default() })
+    Ok(Held { environment, words, ..Held::default() })
 }
 
 /// The one command of a form, as the form's reader takes it out.

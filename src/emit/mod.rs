@@ -344,7 +344,7 @@ fn written(
     let held = match wish.form {
         Form::Args => {
             let words = launch.head.iter().cloned().chain(text.split_whitespace().map(str::to_string)).collect();
-            Ok(Held { words, environment, ..Held::default() })
+            Ok(Held { environment, words, ..Held::default() })
         }
         Form::Shell => forms::of_script(&text),
         Form::PowerShell => forms::of_powershell(&text),

@@ -29,7 +29,7 @@ pub fn pool(model: &Model, run: &RunConfig, placement: &Placement, at: u16, mult
     let tokens = u64::from(run.n_ubatch.min(run.n_ctx.max(1)));
     let shared = placement.shares.as_ref().is_some_and(|shares| shares.devices.contains(&at));
     // The host's experts are copied to the first device, and multiplied there, if a micro-batch has the rows for it.
-    let is_offloaded = run.offload_rows().is_some_and(|rows| u64::from(rows) <= tokens);
+    let is_offloaded = run.offload_rows().is_some_and(|rows| rows <= run.n_ubatch);
     let offloads = is_offloaded && placement.devices.first() == Some(&at);
     // The model's own NextN blocks draft alone.
     let first = if run.mtp_context { model.context.n_layer } else { 0 };

@@ -33,7 +33,7 @@ use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
 use crate::run::numbers::padded;
-use crate::run::{self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, Program, RunConfig};
+use crate::run::{self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE, Program, RunConfig};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::{Hint, Refusal};
@@ -427,7 +427,9 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
             "parts of a prompt that have fewer than {rows} tokens are computed on the processor: copying the host's weights to a \
              device takes longer"
         );
-        let hint = format!("{OFFLOAD_MIN_BATCH} is a variable: it has to be set wherever the server is started");
+        let hint = format!(
+            "set {OFFLOAD_MIN_BATCH} wherever the server is started; llama.cpp reads it from b{OFFLOAD_MIN_BATCH_SINCE} on"
+        );
         warn("offload-from", message, &hint);
     }
     if candidate.run.cache_ram != request.run.cache_ram

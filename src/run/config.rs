@@ -16,7 +16,7 @@ pub const OFFLOAD_MIN_BATCH: &str = "GGML_OP_OFFLOAD_MIN_BATCH";
 /// What counts without it.
 const OFFLOAD_ROWS: u32 = 32;
 /// The first build known to read it: llama.cpp's PR 18535, of which ik_llama.cpp's PR 1214 says on 2026-02-02 that it is merged.
-const OFFLOAD_MIN_BATCH_SINCE: u32 = 8133;
+pub const OFFLOAD_MIN_BATCH_SINCE: u32 = 8133;
 
 /// Whose flags a command line is written in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,8 +41,8 @@ pub mod grid;
 pub use behaviour::Rules;
 pub use command::{ModelSource, ParsedCommand};
 pub use config::{
-    Choice, Dialect, FlashAttn, LazyMode, LoadMode, MetadataOverride, OFFLOAD_MIN_BATCH, Override, Program, RunConfig,
-    SplitMode, Target,
+    Choice, Dialect, FlashAttn, LazyMode, LoadMode, MetadataOverride, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE,
+    Override, Program, RunConfig, SplitMode, Target,
 };
 pub use flags::{groups, is_speculation, spelling};
 pub use numbers::{ContextNumbers, ResolvedRun, numbers};
