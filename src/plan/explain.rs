@@ -146,18 +146,13 @@ impl Subject<'_> {
     /// build that has it.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
-        let has_it = target.has_expert_cache();
-        let may_have = has_it || (problem.request.explain && target.dialect != Dialect::Ik);
+        let may_have = target.has_expert_cache() || (problem.request.explain && target.dialect != Dialect::Ik);
         if self.candidate.run.moe_cache_mib > 0 || !may_have {
             return Ok(Vec::new());
         }
-        let note = if has_it {
-            "the cache's hit rate is an assumption; it depends on your prompts".to_string()
-        } else {
-            format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
-        };
-        let mut without = self.candidate.clone();
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
+        let note = format!("needs b{first} or newer; its hit rate is an assumption");
+        let mut without = self.candidate.clone();
         without.run.target.build = target.build.max(first);
         let cached = problem.with_expert_cache(&without)?;
         let what = |cached: &Candidate| format!("an expert cache (--moe-cache-mib {})", cached.run.moe_cache_mib);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
-/// The build that every rule was checked on: the default.
+/// The build that every rule was checked on, that is embedded, and that documents mean which name none.
 pub const REFERENCE: u32 = 11434;
 
 /// Whose flags a command line is written in.

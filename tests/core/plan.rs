@@ -358,7 +358,7 @@ fn an_explanation_is_of_launches_that_were_planned() {
     assert!(!find("one more block on CUDA0").fits, "or the plan would have it");
     assert!(find("one step less on CUDA0").fits);
     assert!(find("-lm mmap").turn_change > 0.0 && find("-ctk q8_0").fits);
-    assert!(find("--moe-cache-mib").note.as_ref().unwrap().contains("newer build"));
+    assert!(find("--moe-cache-mib").note.as_ref().unwrap().contains("needs b11480"));
     let sum: Bytes = plan.why.explain.iter().map(|term| term.bytes).sum();
     assert_eq!(sum, plan.check.memory["CUDA0"].counted() + plan.margin);
     assert!(plan.why.explain.iter().any(|term| term.fix.starts_with("-ub") && term.saves > Bytes(0)));

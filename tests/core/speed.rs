@@ -11,7 +11,7 @@ use std::process::Command;
 use moeplan::machine::Machine;
 use moeplan::memory;
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::speed::{self, Case, Speed, Turn};
 use moeplan::synth::{self, Wish};
 use serde_json::Value;
@@ -45,7 +45,7 @@ fn vram(row: &Value) -> String {
 /// The speed of exactly the launch that was measured.
 fn predicted(model: &Model, machine: &Machine, argv: &[&str], depth: u32) -> Speed {
     let words: Vec<String> = ["llama-server"].iter().chain(argv).map(ToString::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).expect("a command").run;
+    let run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command").run;
     let forecast = &memory::forecast(model, machine, &run).expect("a forecast");
     let case = Case { model, machine, run: &run, placement: &forecast.placement, forecast };
     speed::predict(&case, Turn { prompt: 2048, generate: 64, depth, acceptance: None }).speed
