@@ -386,6 +386,9 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total.unwrap() + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
+    // One that gains nothing is not worth a row.
+    let whole = with_levers(&model, &machine(&[24 * GIB]), |request| request.run.target = target);
+    assert!(whole.why.alternatives.is_empty());
     // Two cores read the experts so slowly that the cache is worth its memory.
     let mut slow = machine(&[4 * GIB]);
     slow.host.cores = Some(2);
