@@ -10,6 +10,7 @@ use crate::model::Model;
 use crate::number::tokens;
 use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Turn};
 use crate::run::args::NO_OP_OFFLOAD;
+use crate::run::build::NEWEST;
 use crate::run::flags::{Effect, Flag, InPlan, old_load_mode};
 use crate::run::{Choice as _, Dialect, LEFT_OUT, LoadMode, RunConfig, Target, groups, parse, spelling};
 use crate::speed::Acceptance;
@@ -83,7 +84,7 @@ pub struct Planning {
     /// Allow a q8_0 cache if it is faster or makes the launch fit.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub allow_quantized_cache: bool,
-    /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
+    /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 12032]
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = crate::run::build::number))]
     pub build: Option<u32>,
     /// Whose rules and words the plan is in.
@@ -132,9 +133,11 @@ impl Default for Planning {
 
 impl Planning {
     pub fn target(&self) -> Target {
-        // ik_llama.cpp has no builds of its own here.
-        let build = self.build.filter(|_| self.dialect == Dialect::LlamaCpp);
-        Target { build: build.unwrap_or(Target::default().build), dialect: self.dialect }
+        match self.dialect {
+            Dialect::LlamaCpp => Target { build: self.build.unwrap_or(NEWEST), ..Target::newest() },
+            // ik_llama.cpp has no builds of its own here.
+            Dialect::Ik => Target { dialect: Dialect::Ik, ..Target::default() },
+        }
     }
 
     /// What is asked of the planner beside `settings`, llama.cpp's own flags, of which the last wins.

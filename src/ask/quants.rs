@@ -13,6 +13,7 @@ use crate::gguf::source::hub::{self, Quant};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{self, ContextChoice, Levers, Request, Strategy};
+use crate::run::{RunConfig, Target};
 use crate::speed::Speed;
 
 #[derive(Debug, Serialize)]
@@ -104,12 +105,12 @@ impl Quants {
     }
 }
 
-/// What a header says about a machine; `path` is what the model is called.
-pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes) -> Result<Fits, plan::Error> {
+/// What a header says about a machine and a build; `path` is what the model is called.
+pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes, target: Target) -> Result<Fits, plan::Error> {
     let model = Model::from_gguf(gguf)?;
     let plan = |strategy| {
-        let (context, levers) = (ContextChoice::Turn, Levers::default());
-        let request = Request { context, margin, strategy, levers, ..Request::of(machine) };
+        let (run, context, levers) = (RunConfig::of(target), ContextChoice::Turn, Levers::default());
+        let request = Request { run, context, margin, strategy, levers, ..Request::of(machine) };
         plan::brief(&model, path, machine, &request)
     };
     let fit = |plan: plan::Plan| Fit {

@@ -185,7 +185,7 @@ impl Trial {
         }
         let mut fit = launch.run.clone();
         if names.contains(&"fit") {
-            let request = options.request(model, &launch.machine, &[])?;
+            let request = options.request_for(engine.build(), model, &launch.machine, &[])?;
             fit = tune::fit(&launch.run, &request, &launch.machine, &engine.free(launch)?);
             if !ask.fit_target.is_empty() {
                 fit.fit_target.clone_from(&ask.fit_target);

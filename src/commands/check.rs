@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 
 use super::machine::MachineArgs;
 use super::what_if::{self, WhatIfArgs};
-use super::{Outcome, Output, model_arg};
+use super::{Build, Outcome, Output, model_arg};
 use crate::ask;
 use crate::ask::check::{Asked, AtOnce, CheckRow, Checks, Models, hugging_face, load, read_projector};
 use crate::checkup::{Checkup, Options, Verdict};
@@ -49,7 +49,7 @@ pub struct Args {
     /// Answer yes even if this part of the launch is not counted.
     #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
     ignore: Vec<String>,
-    /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 11434]
+    /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 12032]
     #[arg(long, help_heading = OWN, value_name = "N", value_parser = number)]
     build: Option<u32>,
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
@@ -134,19 +134,19 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
     }
     // ik_llama.cpp has no builds of its own here.
     let build = match args.dialect {
-        Dialect::LlamaCpp => output.build(args.build),
-        Dialect::Ik => args.build.unwrap_or(REFERENCE),
+        Dialect::LlamaCpp => Build::of(args.build),
+        Dialect::Ik => Build::of(Some(args.build.unwrap_or(REFERENCE))),
     };
     // A plan is of the file as it is.
     let words = args.what_if.recipes().is_empty().then(|| {
         let build = args.build.map(|build| ["--build".to_string(), build.to_string()]);
         args.machine.words().into_iter().chain(build.into_iter().flatten()).collect::<Vec<_>>()
     });
-    answer(Asked {
+    let answered = answer(Asked {
         plan: words.as_deref(),
         machine: &machine,
         environment: &environment,
-        target: Target { build, dialect: args.dialect },
+        target: Target { dialect: args.dialect, ..build.target() },
         options: Options {
             margin: args.machine.margin.unwrap_or_default(),
             tensors: args.tensors || output.format() == Format::Html,
@@ -154,7 +154,9 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
             is_plan: false,
             turn: Some(args.turn()),
         },
-    })
+    })?;
+    build.say(output);
+    Ok(answered)
 }
 
 fn answer(args: &Args, asked: Asked<'_>, folder: &Path, held: &[Held], output: &Output) -> anyhow::Result<Outcome> {

@@ -19,7 +19,7 @@ use crate::machine::{Backend, Device, Isa, Machine};
 use crate::memory::{self, Forecast};
 use crate::model::Model;
 use crate::plan::{self, Plan};
-use crate::run::build::REFERENCE;
+use crate::run::build::{NEWEST, REFERENCE};
 use crate::run::command::server_command;
 use crate::run::held::{self, Held};
 use crate::run::numbers::padded;
@@ -191,8 +191,7 @@ impl Proposal {
     ) -> anyhow::Result<Self> {
         let mut machine = options.described_machine()?;
         machine.host.isa = engine.isa();
-        let mut request = options.request(&model, &machine, &[])?;
-        request.run.target.build = engine.build();
+        let mut request = options.request_for(engine.build(), &model, &machine, &[])?;
         let servers = bind(engine, &mut machine, &mut request.run)?;
         if let Some(fetch) = fetch {
             fetch.add_projector(path, &mut model, &mut request.run);
@@ -401,7 +400,7 @@ impl EngineArgs {
         let named = self.llama_server.as_deref();
         let mut server = match Server::find(named) {
             Err(_) if self.dry_run && named.is_none() => {
-                output.say(&format!("note: no llama-server is here, so the commands are for llama.cpp b{REFERENCE}"));
+                output.say(&format!("note: no llama-server is here, so the commands are for llama.cpp b{NEWEST}"));
                 Server::of(this_program()?, Build::assumed())
             }
             found => found?,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::machine::MachineArgs;
-use super::{Outcome, Output, working};
+use super::{Build, Outcome, Output, working};
 use crate::ask::quants::{self, Fits};
 use crate::gguf::source::local::{LocalModel, Surroundings};
 use crate::gguf::{self, Value};
@@ -67,13 +67,15 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         }
     }
     let machine = args.machine.is_given().then(|| args.machine.machine()).transpose()?;
+    let target = Build::of(None).target();
     let models = models.into_iter().map(|model| {
         let mut row = Row { model, architecture: None, fits: None, error: None };
         match gguf::open(&row.model.path) {
             Ok(opened) => {
                 let name = opened.header.metadata.get("general.architecture").and_then(Value::as_str);
                 row.architecture = name.map(str::to_string);
-                let judge = |machine| quants::judge(opened, &row.model.name, machine, args.machine.margin(machine));
+                let margin = |machine| args.machine.margin(machine);
+                let judge = |machine| quants::judge(opened, &row.model.name, machine, margin(machine), target);
                 match machine.as_ref().map(judge).transpose() {
                     Ok(fits) => row.fits = fits,
                     Err(error) => row.error = Some(error.to_string()),

@@ -86,7 +86,7 @@ pub struct Check {
     machine: Described,
     /// Memory to leave free on every device: `512M`.
     margin: Option<String>,
-    /// The build of llama.cpp: 11434.
+    /// The build of llama.cpp: 11434; without it that of the llama-server here, else the newest known.
     build: Option<u32>,
     /// The turn whose speed is predicted.
     turn: Option<Turn>,

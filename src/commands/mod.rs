@@ -43,7 +43,8 @@ use crate::cli::{Format, Global};
 use crate::files::{self, temporary};
 use crate::report::page::{Document, Report};
 use crate::report::{html, markdown, text};
-use crate::run::build::REFERENCE;
+use crate::run::Target;
+use crate::run::build::NEWEST;
 use crate::runtime;
 use crate::runtime::detect::installed_build;
 use crate::suggest::{Hint, Refusal};
@@ -218,25 +219,42 @@ impl Output {
         }
     }
 
-    /// The build that an answer is for: what was given, or the llama-server's that is here, which is said.
-    pub fn build(&self, given: Option<u32>) -> u32 {
-        let found = || installed_build().filter(|build| *build != REFERENCE);
-        given.unwrap_or_else(|| {
-            found().map_or(REFERENCE, |build| {
-                self.say(&format!(
-                    "assuming llama.cpp b{build}, this computer's llama-server; --build N chooses another"
-                ));
-                build
-            })
-        })
-    }
-
     pub fn format(&self) -> Format {
         self.global.format()
     }
 
     pub fn is_verbose(&self) -> bool {
         self.global.verbose > 0
+    }
+}
+
+/// The build of llama.cpp that an answer is for: what was given, that of the llama-server here, else the newest.
+#[derive(Debug, Clone, Copy)]
+struct Build {
+    number: u32,
+    /// What is said of it where nobody chose it.
+    note: Option<&'static str>,
+}
+
+impl Build {
+    fn of(given: Option<u32>) -> Self {
+        match (given, given.map_or_else(installed_build, |_| None)) {
+            (Some(number), _) => Self { number, note: None },
+            (None, Some(number)) => {
+                Self { number, note: Some("this computer's llama-server; --build N chooses another") }
+            }
+            (None, None) => Self { number: NEWEST, note: Some("the newest known; for an older one add --build N") },
+        }
+    }
+
+    fn target(self) -> Target {
+        Target { build: self.number, ..Target::newest() }
+    }
+
+    fn say(self, output: &Output) {
+        if let Some(note) = self.note {
+            output.say(&format!("assuming llama.cpp b{}, {note}", self.number));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
 use crate::commands::what_if::{self, Variant, WhatIfArgs};
-use crate::commands::{Outcome, Output, check, model_arg, working};
+use crate::commands::{Build, Outcome, Output, check, model_arg, working};
 use crate::emit;
 use crate::inspection::Warning;
 use crate::machine::{Backend, Device, Machine};
@@ -22,8 +22,8 @@ use crate::plan::want::{self, Want};
 use crate::plan::{self, Plan, Request};
 use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
-use crate::run::{Dialect, RunConfig, groups, spelling};
-use crate::runtime::detect::installed_build;
+use crate::run::build::REFERENCE;
+use crate::run::{Dialect, RunConfig};
 use crate::speed::prices::host_rates;
 use crate::suggest::Refusal;
 
@@ -278,11 +278,20 @@ fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<()
 }
 
 pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
-    args.options.planning.dialect = args.dialect;
-    let args = &args;
+    let planning = &mut args.options.planning;
+    planning.dialect = args.dialect;
+    // ik_llama.cpp has no builds here, and one build is embedded.
+    if args.dialect == Dialect::Ik || args.runner == emit::Runner::Embedded {
+        planning.build.get_or_insert(REFERENCE);
+    }
+    let build = Build::of(planning.build);
+    let outcome = answer(&args, output)?;
+    build.say(output);
+    Ok(outcome)
+}
+
+fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     args.emit.map_or(Ok(()), |form| only_emitted(args, form, output))?;
-    // Each request takes the same.
-    output.build(args.options.planning.build);
     let mut all = Vec::new();
     for model in &args.models {
         all.extend(asked(model, &args.options, &args.words, &args.what_if, output)?);
@@ -340,10 +349,8 @@ pub fn run(mut args: PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
-    let is_said = args.options.planning.build.is_some() || installed_build().is_some();
     if output.format() != Format::Json {
-        let build = needs(&plan.args).filter(|_| !is_said);
-        build.into_iter().chain(guessed(&plan)).for_each(|note| output.say(&note));
+        guessed(&plan).into_iter().for_each(|note| output.say(&note));
     }
     Ok(check::outcome(&plan.check))
 }
@@ -363,27 +370,4 @@ fn guessed(plan: &Plan) -> Option<String> {
             rates.memory
         )
     })
-}
-
-/// The build that a planned command takes at least, where no llama-server here says which there is.
-fn needs(args: &[String]) -> Option<String> {
-    let since = |group: &&[String]| spelling(group.first()?).map(|(flag, _)| flag.since).filter(|since| *since > 0);
-    let newest = groups(args).into_iter().filter(|group| since(group).is_some()).max_by_key(since)?;
-    let (flag, build) = (newest.join(" "), since(&newest)?);
-    Some(format!("note: `{flag}` needs llama.cpp b{build} or newer; for an older llama-server add --build N"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_flag_of_a_command_says_the_build_that_it_needs() {
-        let of = |line: &str| needs(&line.split(' ').map(str::to_string).collect::<Vec<_>>());
-        assert_eq!(of("-c 512 -ngl 99"), None);
-        assert!(
-            of("-c 512 -lm none --no-op-offload").unwrap().starts_with("note: `-lm none` needs llama.cpp b10108 or")
-        );
-        assert!(of("-lm none --moe-cache-mib 5").unwrap().contains("`--moe-cache-mib 5` needs llama.cpp b11480"));
-    }
 }

@@ -5,14 +5,13 @@ use std::path::Path;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueEnum as _};
 
 use super::machine::MachineArgs;
-use super::rules;
+use super::{Build, rules};
 use crate::ask::options::{Planning, Setting, is_auto, kept};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{Objective, Request, Strategy, Turn};
 use crate::run::flags::{self, Flag, InPlan};
-use crate::runtime::detect::installed_build;
 use crate::suggest::Refusal;
 
 const PLAN: &str = "Plan";
@@ -121,8 +120,18 @@ impl LaunchOptions {
 impl PlanOptions {
     /// `words` are llama.cpp's own after `--`, which win over options.
     pub fn request(&self, model: &Model, machine: &Machine, words: &[String]) -> anyhow::Result<Request> {
-        let mut planning = self.planning.clone();
-        planning.build = planning.build.or_else(installed_build);
+        self.request_for(Build::of(self.planning.build).number, model, machine, words)
+    }
+
+    /// [`PlanOptions::request`] for the build that is launched, whatever was given.
+    pub fn request_for(
+        &self,
+        build: u32,
+        model: &Model,
+        machine: &Machine,
+        words: &[String],
+    ) -> anyhow::Result<Request> {
+        let mut planning = Planning { build: Some(build), ..self.planning.clone() };
         if let Some(name) = &self.rules {
             self.leave_experts_to(name)?;
             // The rule set that leaves everything on the devices means that nothing else is moved either.

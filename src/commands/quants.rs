@@ -1,7 +1,7 @@
 //! `inspect hf:owner/repo`: the models of a repository, and which of them fit a machine. [I/O]
 
 use super::machine::MachineArgs;
-use super::{Outcome, Output, model_arg};
+use super::{Build, Outcome, Output, model_arg};
 use crate::ask::quants::{self, Quants, Row};
 
 const PARALLEL: usize = 4;
@@ -18,13 +18,14 @@ pub fn run(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow
 pub fn of(repo: &str, machine: Option<&MachineArgs>, output: &Output) -> anyhow::Result<Quants> {
     let described = |args: &MachineArgs| args.machine().map(|machine| (args.margin(&machine), machine));
     let machine = machine.map(described).transpose()?;
+    let target = Build::of(None).target();
     let rows = model_arg::with_client(output, |client| {
         let quants = client.quants(repo)?;
         let (first, rest) = quants.split_at(quants.len().min(1));
         let judge = |quant| {
             let (margin, machine) = machine.as_ref()?;
             let opened = client.open_quant_beside(repo, quant, first.first()).map_err(anyhow::Error::from);
-            Some(opened.and_then(|gguf| Ok(quants::judge(gguf, &format!("hf:{repo}"), machine, *margin)?)))
+            Some(opened.and_then(|gguf| Ok(quants::judge(gguf, &format!("hf:{repo}"), machine, *margin, target)?)))
         };
         let mut rows = Vec::with_capacity(quants.len());
         for some in [first].into_iter().chain(rest.chunks(PARALLEL)) {

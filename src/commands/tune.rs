@@ -206,7 +206,7 @@ impl Tuning {
         let mut alternatives = alternatives(&plan.why.alternatives, plan.check.run.target, machine)?;
         // What the build lacks (an expert cache, before b11549) is no neighbour of its plan.
         alternatives.retain(|other| server.takes(&other.run));
-        let request = args.options.request(&proposal.model, machine, &[])?;
+        let request = args.options.request_for(engine.build(), &proposal.model, machine, &[])?;
         let fit = tune::fit(&launch.run, &request, machine, &engine.free(launch)?);
         let predicted = Predicted { speed: plan.speed.clone(), turn_seconds: plan.turn_seconds };
         let mut candidates = vec![

@@ -390,6 +390,9 @@ pub(super) fn compose_file(
         [flag, port] if flag == "--port" => Some(port.as_str()),
         _ => None,
     });
+    // Where the port is not said, the image's build decides: 8080, from b11521 on 9931 (`common/common.h`).
+    let said = if port.is_some() { Vec::new() } else { ["--port", "8080"].map(str::to_string).to_vec() };
+    let command = [command, &said].concat();
     let port = port.unwrap_or("8080");
     // In double quotes no reader takes a word for a number or a truth (`off`); `$$` is one `$`, which would put a variable in.
     let text = |text: &str| serde_json::Value::from(text.replace('$', "$$")).to_string();

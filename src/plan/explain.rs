@@ -146,24 +146,20 @@ impl Subject<'_> {
         }
     }
 
-    /// The plan with an expert cache: beside this one where the build has it; else where explanations are asked for, on the first
-    /// build that has it.
+    /// The plan with an expert cache: beside this one where the build has it and it is faster; where explanations are asked for always, at least
+    /// on the first build that has it.
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
-        let has_it = target.has_expert_cache();
-        let may_have = has_it || (problem.request.explain && target.dialect != Dialect::Ik);
-        if self.candidate.run.moe_cache_mib > 0 || !may_have {
+        let is_asked = problem.request.explain && target.dialect != Dialect::Ik;
+        if self.candidate.run.moe_cache_mib > 0 || !(is_asked || target.has_expert_cache()) {
             return Ok(Vec::new());
         }
-        let note = if has_it {
-            "the cache's hit rate is an assumption; it depends on your prompts".to_string()
-        } else {
-            format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
-        };
-        let mut without = self.candidate.clone();
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
+        let note = format!("needs b{first} or newer; its hit rate is an assumption");
+        let mut without = self.candidate.clone();
         without.run.target.build = target.build.max(first);
         let cached = problem.with_expert_cache(&without)?;
+        let cached = cached.filter(|cached| is_asked || problem.is_better(cached, self.candidate, 0.0));
         let what = |cached: &Candidate| format!("an expert cache (--moe-cache-mib {})", cached.run.moe_cache_mib);
         Ok(cached.iter().map(|cached| self.alternative(what(cached), cached, &note)).collect())
     }

@@ -33,7 +33,9 @@ use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
 use crate::run::numbers::padded;
-use crate::run::{self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE, Program, RunConfig};
+use crate::run::{
+    self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE, Program, RunConfig, Target,
+};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::{Hint, Refusal};
@@ -234,11 +236,11 @@ impl Request {
         self.strategy == Strategy::Rules && self.levers == Levers::default()
     }
 
-    /// What `moeplan plan` asks without flags: the usual turn, every choice the planner's, and free on each device what was learned
+    /// What `moeplan plan` asks without flags: the newest build that is known, the usual turn, every choice the planner's, and free on each device what was learned
     /// of `machine`.
     pub fn of(machine: &Machine) -> Self {
         Self {
-            run: RunConfig::default(),
+            run: RunConfig::of(Target::newest()),
             beside: Vec::new(),
             context: ContextChoice::Auto,
             turn: Turn::default(),

@@ -94,7 +94,7 @@ mod tests {
     /// `run` printed and read again.
     fn read_back(run: &RunConfig) -> RunConfig {
         let words: Vec<String> = [run.program.name().to_string()].into_iter().chain(args(run)).collect();
-        let parsed = parse::command(&words, &BTreeMap::new()).unwrap();
+        let parsed = parse::command_for(&words, &BTreeMap::new(), run.target).unwrap();
         assert_eq!(parsed.notes, [], "{words:?}");
         parsed.run
     }

@@ -68,9 +68,9 @@ pub fn number(text: &str) -> Result<u32, String> {
 }
 
 impl Target {
-    /// llama.cpp's newest build whose flags are known.
+    /// llama.cpp's newest build whose rules are known: what answers are for where nobody says which.
     pub fn newest() -> Self {
-        Self { build: BUILDS.last().map_or(REFERENCE, |build| build.number), dialect: Dialect::LlamaCpp }
+        Self { build: NEWEST, dialect: Dialect::LlamaCpp }
     }
 
     /// Its row of the table, where it has one.

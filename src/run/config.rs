@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Metadata, Value};
 
-/// The build that every rule was checked on: the default.
+/// The build that every rule was checked on, that is embedded, and that documents mean which name none.
 pub const REFERENCE: u32 = 11434;
 
 /// The variable that says from how many rows devices take over products whose weights the host has. The backends of devices read it

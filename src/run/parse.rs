@@ -29,9 +29,9 @@ use super::{Error, visible};
 use crate::suggest;
 
 /// Reads a command line: the program, then its words, in the given environment. What stands around it (`NAME=VALUE`, `sudo`,
-/// `docker run …`) is taken off as in `held`.
+/// `docker run …`) is taken off as in `held`. As the newest build that is known reads it.
 pub fn command(words: &[String], env: &BTreeMap<String, String>) -> Result<ParsedCommand, Error> {
-    command_for(words, env, Target::default())
+    command_for(words, env, Target::newest())
 }
 
 /// [`command`] as a given build, or ik_llama.cpp, would read it.

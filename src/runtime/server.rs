@@ -26,7 +26,7 @@ use super::{
 use crate::bytes::Bytes;
 use crate::files::temporary::Folder;
 use crate::machine::Isa;
-use crate::run::build::{REFERENCE, release};
+use crate::run::build::{NEWEST, release};
 use crate::run::{
     Choice as _, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, Program, RunConfig, args, flags, groups, is_speculation,
     spelling,
@@ -96,9 +96,9 @@ pub struct Build {
 }
 
 impl Build {
-    /// The build of the rules, for what asks no program: nothing is launched.
+    /// The newest build that is known, for what asks no program: nothing is launched.
     pub fn assumed() -> Self {
-        let (number, isa) = (Some(REFERENCE), super::detect::isa());
+        let (number, isa) = (Some(NEWEST), super::detect::isa());
         Self { program: PathBuf::new(), version: String::new(), number, flags: BTreeSet::new(), isa }
     }
 

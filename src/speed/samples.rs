@@ -15,7 +15,7 @@ use crate::bytes::Bytes;
 use crate::machine::Machine;
 use crate::memory;
 use crate::model::Model;
-use crate::run::{self, RunConfig};
+use crate::run::{self, RunConfig, Target};
 
 /// One row of llama-bench's JSON (`-o json` or `-o jsonl`, b11434), as far as time depends on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -168,7 +168,7 @@ impl BenchRow {
     }
 
     pub fn run(&self) -> Result<RunConfig, Error> {
-        let mut run = run::parse::command(&self.words(), &BTreeMap::new())?.run;
+        let mut run = run::parse::command_for(&self.words(), &BTreeMap::new(), Target::default())?.run;
         run.n_ctx = self.n_prompt.saturating_add(self.n_gen).saturating_add(self.n_depth).max(1);
         Ok(run)
     }

@@ -81,6 +81,12 @@ fn the_build_of_an_installed_server_is_taken_and_asked_once() {
     // It is not a build of the fork.
     assert!(!said(&["--dialect", "ik"]));
     assert_eq!(build(&here.check(&["--dialect", "ik"]).unwrap()), 11434);
+    // Without one, the newest that is known.
+    fs::remove_file(here.folder.path().join("llama-server")).unwrap();
+    let newest = here.run(&[]);
+    let note = "assuming llama.cpp b12032, the newest known; for an older one add --build N\n";
+    assert_eq!(String::from_utf8(newest.stderr).unwrap(), note);
+    assert_eq!(build(&serde_json::from_slice(&newest.stdout).unwrap()), 12032);
 }
 
 #[test]

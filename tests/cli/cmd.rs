@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
-/// No card of this computer and nothing measured on it: the pages are the same everywhere.
+/// No card and no llama-server of this computer, and nothing measured on it: the pages are the same everywhere.
 fn pages_of(pattern: &str) {
     trycmd::TestCases::new()
         .env("CUDA_VISIBLE_DEVICES", "")
+        .env("MOEPLAN_LLAMA_SERVER", "/nonexistent")
         .env("XDG_STATE_HOME", "/nonexistent")
         .env("XDG_CONFIG_HOME", "/nonexistent")
         .case(pattern);

@@ -7,7 +7,7 @@ use crate::support::report_documents as made_up;
 use std::path::Path;
 use std::process::Command;
 
-/// Runs `moeplan WORDS` in `folder`, where nothing of this computer is seen: no card, no settings, no models.
+/// Runs `moeplan WORDS` in `folder`, where nothing of this computer is seen: no card, no llama-server, no settings, no models.
 fn answer(folder: &Path, words: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let data = |name: &str| root.join("testdata").join(name).display().to_string();
@@ -16,6 +16,7 @@ fn answer(folder: &Path, words: &str) -> String {
     let home = folder.join("home");
     let mut moeplan = Command::new(env!("CARGO_BIN_EXE_moeplan"));
     moeplan.current_dir(folder).args(shlex::split(&words).unwrap()).env("CUDA_VISIBLE_DEVICES", "");
+    moeplan.env("MOEPLAN_LLAMA_SERVER", "/nonexistent");
     for variable in
         ["HOME", "USERPROFILE", "HF_HOME", "LLAMA_CACHE", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"]
     {

@@ -171,7 +171,7 @@ fn the_ladder_ends_with_the_model_and_has_room_for_the_turn() {
 /// A command checked, and the plan beside it.
 fn beside(model: &Model, machine: &Machine, line: &str, margin: Bytes, turn: Turn) -> (Checkup, Option<Beside>) {
     let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
-    let command = parse::command_for(&words, &BTreeMap::new(), Target::default()).unwrap();
+    let command = parse::command(&words, &BTreeMap::new()).unwrap();
     let options = Options { margin, turn: Some(turn), ..Options::default() };
     let checkup = checkup::check(model, machine, &command, options).unwrap();
     let plan = beside::plan((model, "model.gguf"), machine, &command, &checkup, &[], options);

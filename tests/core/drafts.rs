@@ -10,7 +10,7 @@ use moeplan::gguf;
 use moeplan::machine::{Device, Host, Machine};
 use moeplan::memory::{self, Forecast};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 
 use crate::support::truth_rows::{Headers, device, forecast_on};
 
@@ -30,7 +30,7 @@ fn open(folder: &Path, name: &str) -> Model {
 /// A target with a draft model on two cards.
 fn forecast(target: Model, draft: Model, flags: &str) -> Result<Forecast, memory::Error> {
     let words = shlex::split(&format!("llama-server -md x.gguf -c 4096 -fit off {flags}")).unwrap();
-    let mut run = parse::command(&words, &BTreeMap::new()).unwrap().run;
+    let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).unwrap().run;
     run.infer_speculation(draft.speculation());
     let cards = ["CUDA0=24G", "CUDA1=24G"].map(|card| Device::parse(card).unwrap());
     let machine = Machine::new(cards.to_vec(), Host { ram: Some(Bytes::mib(65536)), ..Host::default() }).unwrap();

@@ -126,7 +126,7 @@ fn a_script_is_read_by_a_real_shell() {
     assert_eq!(words[..2], ["-m".to_string(), path.to_string()]);
     assert_eq!(words[words.len() - 2..], ["--port".to_string(), "1".to_string()]);
     let program = vec!["llama-server".to_string()];
-    let again = parse::command(&[program, words].concat(), &BTreeMap::new()).unwrap();
+    let again = parse::command_for(&[program, words].concat(), &BTreeMap::new(), run.target).unwrap();
     assert_eq!(again.run, run);
     // What is free of the card is said only where it is less than the plan takes.
     let card = Machine::new(vec![Device::parse("CUDA0=24576M").unwrap()], Host::default()).unwrap();

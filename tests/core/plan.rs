@@ -358,7 +358,7 @@ fn an_explanation_is_of_launches_that_were_planned() {
     assert!(!find("one more block on CUDA0").fits, "or the plan would have it");
     assert!(find("one step less on CUDA0").fits);
     assert!(find("-lm mmap").turn_change > 0.0 && find("-ctk q8_0").fits);
-    assert!(find("--moe-cache-mib").note.as_ref().unwrap().contains("newer build"));
+    assert!(find("--moe-cache-mib").note.as_ref().unwrap().contains("needs b11480"));
     let sum: Bytes = plan.why.explain.iter().map(|term| term.bytes).sum();
     assert_eq!(sum, plan.check.memory["CUDA0"].counted() + plan.margin);
     assert!(plan.why.explain.iter().any(|term| term.fix.starts_with("-ub") && term.saves > Bytes(0)));
@@ -435,6 +435,9 @@ fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total.unwrap() + plan.margin <= Bytes(4 * GIB));
     assert!(cached.args.iter().any(|word| word == "--moe-cache-mib"));
+    // One that gains nothing is not worth a row.
+    let whole = with_levers(&model, &machine(&[24 * GIB]), |request| request.run.target = target);
+    assert!(whole.why.alternatives.is_empty());
     // Two cores read the experts so slowly that the cache is worth its memory.
     let mut slow = machine(&[4 * GIB]);
     slow.host.cores = Some(2);

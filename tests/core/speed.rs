@@ -11,7 +11,7 @@ use std::process::Command;
 use moeplan::machine::Machine;
 use moeplan::memory;
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::speed::{self, Case, Speed, Turn};
 use moeplan::synth::{self, Wish};
 use serde_json::Value;
@@ -55,7 +55,7 @@ fn of_command(
     variables: &BTreeMap<String, String>,
     turn: Turn,
 ) -> Speed {
-    let run = parse::command(words, variables).expect("a command").run;
+    let run = parse::command_for(words, variables, Target::default()).expect("a command").run;
     let forecast = &memory::forecast(model, machine, &run).expect("a forecast");
     speed::predict(&Case { model, machine, run: &run, placement: &forecast.placement, forecast }, turn).speed
 }

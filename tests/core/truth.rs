@@ -14,7 +14,7 @@ use moeplan::model::Model;
 use moeplan::model::projector::{self, Encoder, Modality};
 use moeplan::placement::{self, Placement};
 use moeplan::run::numbers::numbers;
-use moeplan::run::{FlashAttn, RunConfig, parse};
+use moeplan::run::{FlashAttn, RunConfig, Target, parse};
 use moeplan::synth::Wish;
 use moeplan::{checkup, synth};
 
@@ -42,7 +42,7 @@ fn row(json: &serde_json::Value) -> Row {
     let words: Vec<String> = format!("{} {flags}", text("tool")).split_whitespace().map(str::to_string).collect();
     Row {
         model: text("model"),
-        run: parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it").run,
+        run: parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("llama.cpp took it").run,
         flags,
         columns_mib: devices
             .iter()
@@ -169,7 +169,7 @@ fn context_to_the_byte() {
         let model = Model::from_gguf(gguf).expect("a model of the archive");
         for (flags, expected) in launches.iter().zip(line).filter(|(_, expected)| *expected != "aborts") {
             let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
-            let run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
+            let run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("flags of llama.cpp").run;
             let placement = placement::place(&model, &machine, &run).expect("the host takes all");
             let found = match context_of(&model, &run, &machine, &placement) {
                 Ok((_, bytes)) => bytes.get(HOST).map_or(0, |bytes| bytes.0).to_string(),
@@ -209,7 +209,7 @@ fn launches_of_several_parts() {
     for json in text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON lines")) {
         let (name, flags) = (json["model"].as_str().expect("a name"), json["flags"].as_str().expect("flags"));
         let words: Vec<String> = format!("llama-server {flags}").split(' ').map(str::to_string).collect();
-        let mut command = parse::command(&words, &BTreeMap::new()).expect("llama.cpp took it");
+        let mut command = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("llama.cpp took it");
         let mut model = models.entry(name.to_string()).or_insert_with(|| open(&format!("{name}.gguf"))).clone();
         if let Some(draft) = command.run.draft_model.clone() {
             let draft = open(&draft);

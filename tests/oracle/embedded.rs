@@ -13,7 +13,7 @@ use moeplan::bytes::Bytes;
 use moeplan::machine::{Backend, Device};
 use moeplan::measurement::{self, Expected, Measurement};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::runtime::worker::Request;
 use moeplan::runtime::{
     Embedded, Kind, Launch, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices, software_machine,
@@ -45,7 +45,7 @@ fn tiny(spec: &str) -> PathBuf {
 
 fn launch(model: PathBuf, devices: u16, line: &str) -> Launch {
     let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-    let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+    let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
     run.n_threads = Some(1);
     Launch { model, run, machine: software_machine(devices, Bytes::mib(1024)) }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use moeplan::bytes::{Bytes, MIB};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::runtime::{Embedded, Runtime as _, bind_software_devices, software_machine};
 use moeplan::{fit, gguf, memory};
 
@@ -54,7 +54,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
     let (mut equal, mut refused, mut aborted, mut wrong) = (0, 0, 0, Vec::new());
     for n_devices in [1, 2] {
         let mut words: Vec<String> = vec!["llama-fit-params".into()];
-        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
         let mut machine = software_machine(n_devices, Bytes::mib(24 * 1024));
         let _servers =
             bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("software devices");
@@ -75,7 +75,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
             words.extend(flags.split_whitespace().map(str::to_string));
             words.extend(["--rpc".to_string(), rpc.clone()]);
             let model = Model::from_gguf(gguf::open(path).expect("a GGUF")).expect("a model");
-            let parsed = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+            let parsed = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
             let Ok(whole) = memory::forecast(&model, &machine, &parsed) else { continue };
             // Between nothing and all of what the launch takes; a device of ggml's CPU says that all memory is free.
             let budgets = machine.devices.iter().map(|device| {
@@ -84,7 +84,7 @@ fn our_fitting_prints_what_llama_fit_params_prints() {
                 (device.free.0 / MIB).saturating_sub(budget).to_string()
             });
             words.extend(["-fitt".to_string(), budgets.collect::<Vec<_>>().join(",")]);
-            let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+            let run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
             let ours = fit::fitted(&model, &machine, &run).expect("a forecast");
             let printed = || {
                 let quoted = |word: String| if word.contains('=') { format!("\"{word}\"") } else { word };

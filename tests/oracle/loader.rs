@@ -17,7 +17,7 @@ use moeplan::bytes::{Bytes, MIB};
 use moeplan::gguf::GgmlType;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::runtime::{Embedded, Error, Kind, Launch, Projection, Runtime as _, software_machine};
 use moeplan::{gguf, memory};
 
@@ -349,7 +349,7 @@ fn what_llama_cpp_refuses_is_refused_and_what_it_loads_is_answered() {
     };
     eprintln!("{} of {total} mutations of {} headers", cases.len(), headers.len());
     let words: Vec<String> = COMMAND.split(' ').map(str::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+    let run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
     let template = Launch { model: PathBuf::new(), run, machine: software_machine(0, Bytes::mib(24 * 1024)) };
     let runtime = Embedded::of(env!("CARGO_BIN_EXE_moeplan"));
     let folder = tempfile::tempdir().expect("a temporary folder");

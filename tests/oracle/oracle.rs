@@ -12,7 +12,7 @@ use std::process::Command;
 use moeplan::bytes::Bytes;
 use moeplan::memory::{MemoryBreakdown, MemoryByDevice};
 use moeplan::model::Model;
-use moeplan::run::{RunConfig, parse};
+use moeplan::run::{RunConfig, Target, parse};
 use moeplan::runtime::{Embedded, Error, Kind, Launch, Runtime as _, bind_software_devices, software_machine};
 use moeplan::{gguf, memory};
 
@@ -87,7 +87,7 @@ fn a_drafting_context_is_llama_cpps() {
     let (mut wrong, mut cells) = (Vec::new(), 0);
     for (name, on_device, line) in DRAFTS {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
         let _servers =
             bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");
@@ -160,7 +160,7 @@ fn a_draft_model_beside_its_target_is_llama_cpps() {
     let (mut wrong, mut equal, mut refused) = (Vec::new(), 0, 0);
     for (case, n_devices, line) in COMPANIONS {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
         let mut machine = software_machine(n_devices, Bytes::mib(24 * 1024));
         let _servers =
             bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("software devices");
@@ -267,7 +267,7 @@ fn our_bytes_are_llama_cpps_for_every_architecture() {
     let mut wrong = Vec::new();
     for (name, on_device, line) in CASES {
         let words: Vec<String> = line.split(' ').map(str::to_string).collect();
-        let mut run = parse::command(&words, &BTreeMap::new()).expect("a command line").run;
+        let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("a command line").run;
         let mut machine = software_machine(u16::from(on_device), Bytes::mib(24 * 1024));
         let _servers =
             bind_software_devices(&runtime.program, None, &mut machine, &mut run, 1).expect("a software device");

@@ -23,7 +23,7 @@ use moeplan::measurement::Expected;
 use moeplan::memory::{self, MemoryByDevice};
 use moeplan::model::Model;
 use moeplan::run::numbers::numbers;
-use moeplan::run::{RunConfig, parse};
+use moeplan::run::{RunConfig, Target, parse};
 use moeplan::runtime::{
     Embedded, Error, Kind, Launch, Projection, Prompt, RpcServer, Runtime as _, Workload, bind_software_devices,
     software_machine,
@@ -109,7 +109,7 @@ impl Rig {
 
     fn launch_of(&self, case: &Case, model: &Path) -> Launch {
         let words: Vec<String> = case.command().split(' ').map(str::to_string).collect();
-        let mut run = parse::command(&words, &BTreeMap::new()).expect("flags of llama.cpp").run;
+        let mut run = parse::command_for(&words, &BTreeMap::new(), Target::default()).expect("flags of llama.cpp").run;
         let (machine, servers) = &self.machines[case.devices()];
         run.rpc = servers.iter().map(|server| server.endpoint().to_string()).collect();
         for rule in run.overrides.iter_mut().chain(&mut run.draft_overrides) {

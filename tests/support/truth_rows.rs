@@ -9,7 +9,7 @@ use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Isa, Machine};
 use moeplan::memory::{self, Forecast, MemoryByDevice};
 use moeplan::model::Model;
-use moeplan::run::parse;
+use moeplan::run::{Target, parse};
 use moeplan::synth::output::{Fill, Watch, write};
 use moeplan::synth::{Wish, recipe, spec, synthesize};
 use serde::Deserialize;
@@ -109,7 +109,7 @@ pub fn predict(model: &Model, command: &str, device: &str) -> Result<MemoryByDev
 
 pub fn forecast_on(model: &Model, command: &str, devices: Vec<Device>) -> Result<Forecast, String> {
     let words: Vec<String> = command.split_whitespace().map(str::to_string).collect();
-    let run = parse::command(&words, &BTreeMap::new()).map_err(|e| e.to_string())?.run;
+    let run = parse::command_for(&words, &BTreeMap::new(), Target::default()).map_err(|e| e.to_string())?.run;
     // The processor beside the card of the projections repacks for AMX.
     let isa = if devices[0].backend == Backend::Cuda { Isa::X86Amx } else { Isa::default() };
     let machine = Machine { devices, host: Host { isa, ..Host::default() } };

@@ -12,7 +12,9 @@ export const site = join(root, "target/web");
 export const folder = mkdtempSync(join(tmpdir(), "moeplan-web-"));
 process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
-const environment = { ...process.env, MOEPLAN_HOST: "unknown", XDG_CACHE_HOME: folder, XDG_CONFIG_HOME: folder, HF_TOKEN: "" };
+// Without a llama-server, whose build the program would take.
+const alone = { MOEPLAN_LLAMA_SERVER: "/nonexistent", HF_TOKEN: "" };
+const environment = { ...process.env, ...alone, MOEPLAN_HOST: "unknown", XDG_CACHE_HOME: folder, XDG_CONFIG_HOME: folder };
 
 /** What the program prints; an answer of no is an answer. */
 export async function program(words, { cwd = folder, ...extra } = {}) {

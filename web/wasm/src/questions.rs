@@ -383,7 +383,7 @@ impl State {
 
     fn quants(&self, repo: &str, listed: Vec<Listed>, wish: &Wishes) -> anyhow::Result<Answer> {
         let machine = wish.machine.machine()?;
-        let margin = wish.margin(&machine)?;
+        let (margin, target, name) = (wish.margin(&machine)?, wish.planning.target(), format!("hf:{repo}"));
         let file = |file: ListedFile| HubFile { path: file.path, bytes: Bytes(file.bytes), oid: None };
         let mut judged = Vec::new();
         let mut quants = Vec::new();
@@ -393,7 +393,7 @@ impl State {
             judged.push(match (model, error) {
                 (_, Some(error)) => Some(Err(error)),
                 (Some(model), None) => {
-                    let fits = quants::judge(self.gguf(&model)?.clone(), &format!("hf:{repo}"), &machine, margin);
+                    let fits = quants::judge(self.gguf(&model)?.clone(), &name, &machine, margin, target);
                     Some(fits.map_err(|error| format!("{:#}", anyhow::Error::from(error))))
                 }
                 (None, None) => None,
