@@ -487,6 +487,14 @@ impl FromStr for Ram {
         };
         let (size, kind) =
             text.split_once('@').or_else(of_shop).map_or((text, None), |(size, kind)| (size, Some(kind)));
+        // `2x32G`: modules, where the sum is asked for.
+        if let Some((n, of)) = size.trim().split_once(['x', '×', '*'])
+            && let (Ok(n), Ok(of)) = (n.trim().parse::<u64>(), of.trim().parse::<Bytes>())
+            && let Some(all) = n.checked_mul(of.0).filter(|all| *all > 0)
+        {
+            let kind = kind.map(|kind| format!("@{kind}")).unwrap_or_default();
+            return Err(format!("write the size of all modules together: {}{kind}", Bytes(all).typed()));
+        }
         let size: DeviceSize = size.parse().map_err(|error: ParseBytesError| error.to_string())?;
         let is_decimal = |gb: &u32| size.bytes.0 == u64::from(*gb) * 1_000_000_000;
         let sold_as = size.sold_as.filter(|gb| is_sold(*gb) && is_decimal(gb));

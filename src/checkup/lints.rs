@@ -478,27 +478,7 @@ const LINTS: &[Rule] = &[
         )
     }),
     // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
-    ("server-memory-beyond-ram", Warning, |facts| {
-        let (needs, ram) = (&facts.forecast.host_needs, facts.machine.host.ram?);
-        if let Some(missing) = facts.shortfall.get(HOST) {
-            let fewer = needs.fewer_checkpoints(facts.run, *missing)?;
-            return found(
-                format!(
-                    "main memory lacks {missing} of the {} that checkpoints of windows and states grow to",
-                    needs.checkpoints
-                ),
-                format!("`--ctx-checkpoints {fewer}` keeps fewer per slot; prompts are then recomputed more often"),
-            );
-        }
-        let mib = needs.smaller_prompt_cache(facts.forecast.in_main_memory(facts.machine), ram)?;
-        let most = needs
-            .prompt_cache
-            .map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
-        found(
-            format!("main memory holds the launch, but not {most} as well, which grows with use"),
-            format!("`--cache-ram {mib}` fits"),
-        )
-    }),
+    (BEYOND_RAM, Warning, |facts| beyond_ram(facts.run, facts.forecast, facts.machine, facts.shortfall)),
     // Host experts in a layout of the processor's own: prompts are computed where they are.
     ("repacked-experts-not-offloaded", Warning, |facts| {
         let experts = facts.forecast.placement.experts(facts.model);
@@ -758,18 +738,57 @@ const LINTS: &[Rule] = &[
             let is_short = facts.shortfall.contains_key(&device.name);
             let is_measured = device.calibration.is_some() || device.overhead.is_some();
             (holds_experts && !is_short && !is_measured && left < needed)
-                .then(|| (device.name.clone(), left, row.overhead, Bytes(needed.0 - left.0)))
+                .then(|| (device.name.clone(), left, row.overhead, needed))
         };
-        let (name, left, overhead, lacking) = facts.of_vulkan().find_map(tight)?;
+        let (name, left, overhead, needed) = facts.of_vulkan().find_map(tight)?;
         found(
             format!(
-                "{name} has {left} left: with experts on a Vulkan device, a long prompt was reported to take {REPORTED} more than the \
-                 buffers, and {overhead} of that is counted"
+                "{name} has {left} left, but a long prompt may need {needed}: with experts on a Vulkan device, one was reported to take \
+                 {REPORTED} beyond the buffers, of which {overhead} are counted"
             ),
-            format!("keep {lacking} more of the experts on the host (`-ncmoe N`), or plan with a larger `--margin`"),
+            format!(
+                "`moeplan plan --margin {}` keeps that free; in a command of your own, `-ncmoe N` with a larger N does",
+                needed.typed()
+            ),
         )
     }),
 ];
+
+const BEYOND_RAM: &str = "server-memory-beyond-ram";
+
+fn beyond_ram(run: &RunConfig, forecast: &Forecast, machine: &Machine, shortfall: &BTreeMap<String, Bytes>) -> Finding {
+    let (needs, ram) = (&forecast.host_needs, machine.host.ram?);
+    if let Some(missing) = shortfall.get(HOST) {
+        let fewer = needs.fewer_checkpoints(run, *missing)?;
+        return found(
+            format!(
+                "main memory lacks {missing} of the {} that checkpoints of windows and states grow to",
+                needs.checkpoints
+            ),
+            format!("`--ctx-checkpoints {fewer}` keeps fewer per slot; prompts are then recomputed more often"),
+        );
+    }
+    let mib = needs.smaller_prompt_cache(forecast.in_main_memory(machine), ram)?;
+    let most =
+        needs.prompt_cache.map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
+    found(
+        format!("main memory holds the launch, but not {most} as well, which grows with use"),
+        format!("`--cache-ram {mib}` fits"),
+    )
+}
+
+/// Puts what is true of main memory after llama.cpp's own fitting in the place of what is true of the command as written: what a device
+/// has no room for goes there.
+pub(super) fn fitted(lints: &mut Vec<Lint>, run: &RunConfig, forecast: &Forecast, machine: &Machine) {
+    lints.retain(|lint| lint.code != BEYOND_RAM);
+    lints.extend(beyond_ram(run, forecast, machine, &BTreeMap::new()).map(|(message, hint)| Lint {
+        code: BEYOND_RAM.into(),
+        severity: Warning,
+        message: format!("after llama.cpp's own fitting, {message}"),
+        hint: Some(hint),
+    }));
+    lints.sort_by_key(|lint| lint.severity);
+}
 
 /// What reading a command notes, and how bad each is.
 const NOTES: &[(&str, Severity)] = &[

@@ -305,6 +305,9 @@ fn solve_with(problem: &Problem<'_>) -> Result<Candidate, Error> {
     Ok(problem.solve_in_context(&problem.request.start(problem.model, problem.machine))?)
 }
 
+/// Tokens of context of which a plan says that they are few: the least of its ladder.
+const SHORT: u32 = explain::LADDER[0];
+
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     planned(model, path, machine, request, true)
 }
@@ -401,6 +404,16 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         let is_choice = request.context == ContextChoice::Max || (trained > 0 && tokens > trained);
         let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };
         warn("turn-beyond-context", message, &hint);
+    }
+    if request.context == ContextChoice::Auto && slot < SHORT && (trained == 0 || trained >= SHORT) && tokens <= slot {
+        let whole = SHORT.saturating_mul(numbers.n_stream.max(1));
+        let of = if request.slots() > 1 {
+            format!("each of the {} slots has", request.slots())
+        } else {
+            "the context is".into()
+        };
+        let message = format!("{of} {} tokens, which a long conversation exceeds", thousands(slot.into()));
+        warn("short-context", message, &format!("-c {whole} plans for {} tokens a slot", thousands(SHORT.into())));
     }
     let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {

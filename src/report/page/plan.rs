@@ -287,11 +287,10 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     // Where it gives up without a change a lint says so.
     let changes = |fit: &&checkup::FitOutcome| fit.failure.is_none() || fit.n_ctx != check.run.n_ctx;
     let Some(fit) = check.fit.as_ref().filter(changes) else { return Vec::new() };
-    let rules = fit.args.last().filter(|_| fit.args.contains(&"-ot".to_string()));
-    let moved = rules.map_or(0, |list| list.split(',').count());
     let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));
-    if moved > 0 {
-        text += &format!(", weights of {} moved off their device", crate::number::counted(moved as u64, "block"));
+    if fit.moved_blocks > 0 {
+        let blocks = crate::number::counted(fit.moved_blocks as u64, "block");
+        text += &format!(", and weights of {blocks} off their device");
     }
     text += if fit.starts { "; it starts." } else { "; it does not fit even then." };
     if let Some(failure) = &fit.failure {
