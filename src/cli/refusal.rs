@@ -100,7 +100,7 @@ fn value(argument: &str, value: &str, error: &clap::Error, words: &[OsString]) -
         decimals.map(|(_, after)| format!("a comma separates devices: a size with decimals is `{value}.{after}`"));
     let meant = || suggest::did_you_mean(value, known.iter().map(String::as_str));
     let model =
-        is_model(value).then(|| format!("`{name}` takes a value, before the model: {}", form.trim_matches(['<', '>'])));
+        is_model(value).then(|| format!("`{name}` needs a value before the model: {}", form.trim_matches(['<', '>'])));
     Refusal::new(message, hint.or(model).or_else(meant).unwrap_or_default())
 }
 
@@ -166,6 +166,6 @@ fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option
     let mut pairs = words.windows(2).filter_map(|pair| Some((pair.first()?.to_str()?, pair.get(1)?.to_str()?)));
     let taken = pairs.find(|(flag, value)| flag.starts_with('-') && is_model(value));
     let hint =
-        taken.map(|(flag, model)| format!("`{flag}` takes `{model}` as its value: give `{flag}` one of its own"));
+        taken.map(|(flag, model)| format!("`{flag}` took `{model}` as its value: give `{flag}` a value of its own"));
     Some(Refusal::new(message, hint.unwrap_or_else(|| format!("for example: {example}"))))
 }

@@ -158,7 +158,7 @@ impl Subject<'_> {
         let note = if has_it {
             "the cache's hit rate is an assumption; it depends on your prompts".to_string()
         } else {
-            format!("{} has no expert cache: that needs a newer build; its hit rate is an assumption", target.name())
+            format!("{} has no expert cache, which needs a newer build; its hit rate is an assumption", target.name())
         };
         let mut without = self.candidate.clone();
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
@@ -396,7 +396,7 @@ impl Subject<'_> {
             to.run.ctx_checkpoints = fewer;
         });
         fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
-        fix(run.offload_kqv, "-nkvo", "the context goes to the host, and attention with it", &|to| {
+        fix(run.offload_kqv, "-nkvo", "moves the context to the host, and attention with it", &|to| {
             to.run.offload_kqv = false;
         });
         found.sort_by(|a: &Alternative, b| a.turn_seconds.total_cmp(&b.turn_seconds));
