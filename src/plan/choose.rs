@@ -554,7 +554,7 @@ pub(super) fn without_idle(
             "the plan has no use for the RPC {what} {}: the command leaves {it} out{then}",
             servers.join(", ")
         ),
-        hint: format!("a larger budget for {it} may change that"),
+        hint: format!("with a larger budget, the plan may use {it}"),
     };
     Some((left, request, warning))
 }

@@ -104,6 +104,12 @@ fn fitting_is_replayed() {
         let fit = check.fit.unwrap();
         assert_eq!((check.verdict, fit.n_ctx, fit.failure.as_deref()), (Some(verdict), n_ctx, failure), "{line}");
         assert_eq!(fit.starts, failure.is_none(), "{line}");
+        assert_eq!(fit.moved_blocks > 0, failure.is_none(), "{line}: {}", fit.moved_blocks);
+    }
+    // On two cards too small for the attention of all, its patterns name the output's slot as a block.
+    for budgets in ["CUDA0=3G,CUDA1=3G 64", "CUDA0=2G,CUDA1=6G 64"] {
+        let fit = check(&DEEPSEEK, budgets, "llama-server -c 4096 -np 1", Target::default()).fit.unwrap();
+        assert!((1..=26).contains(&fit.moved_blocks), "{budgets}: {} of {:?}", fit.moved_blocks, fit.args);
     }
     assert_eq!(check(&QWEN, "CUDA0=24G 64", "llama-server -c 8192", Target::default()).fit, None);
     assert_eq!(check(&QWEN, "CUDA0=12G 64", "llama-server -c 8192 -fit off", Target::default()).fit, None);
@@ -399,6 +405,21 @@ static CASES: &[Case] = &[
         "llama-server -c 8192 --cache-ram 0",
     ),
     ("server-memory-beyond-ram", &GPT_OSS, ONE, "llama-server -c 8192 --cache-ram -1", "llama-cli -c 8192"),
+    // After fitting, experts are where the prompt cache would be.
+    (
+        "server-memory-beyond-ram",
+        &QWEN,
+        "CUDA0=8G 20",
+        "llama-server -c 8192 -np 1",
+        "llama-server -c 8192 -np 1 --cache-ram 1024",
+    ),
+    (
+        "server-memory-beyond-ram",
+        &QWEN,
+        "CUDA0=8G 20",
+        "llama-server -c 8192 -np 1",
+        "llama-server -c 8192 -np 1 -fit off",
+    ),
     ("experts-on-one-device", &QWEN, TWO, "llama-server -c 4096 -ncmoe 24", "llama-server -c 4096 -ncmoe 4"),
 ];
 
