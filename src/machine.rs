@@ -750,7 +750,7 @@ impl Device {
         if self.integrated {
             let name = &self.name;
             return Some(format!(
-                "{gb} GB are taken as a part of main memory: --gpu NAME describes a card with so much of its own, --device {name}={gb}G,shared leaves this line out"
+                "{gb} GB is assumed to be part of main memory: --gpu NAME describes a card with memory of its own, and --device {name}={gb}G,shared says that this is none"
             ));
         }
         let (total, example) = (self.total, cards::sold_as(gb, self.backend)?.example.0 / MIB);
@@ -772,7 +772,7 @@ impl Device {
         let system = |name: &str| if name == "windows" { "Windows" } else { "Linux without a display" };
         let (own, other, left) = (system(own.system), system(other.system), other.offers());
         Some(format!(
-            "{} is what {own} leaves of it; {other} leaves about {left}: --gpu '{description}={}M'",
+            "{own} leaves {} of it, {other} about {left}: --gpu '{description}={}M'",
             self.total,
             left.0 / MIB
         ))

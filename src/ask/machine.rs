@@ -8,7 +8,7 @@ use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, HostRate
 use crate::speed::{prices, table};
 use crate::suggest::{Hint as _, Refusal, did_you_mean};
 
-/// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
+/// A machine, by its devices and host: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::Args))]

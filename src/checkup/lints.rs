@@ -862,7 +862,7 @@ fn vocabularies_differ(target: &Model, draft: &Model) -> Option<String> {
     let [of_target, of_draft] = [target, draft].map(|model| model.hparams.vocab_size);
     if of_target.abs_diff(of_draft) > MOST {
         let [of_draft, of_target] = [of_draft, of_target].map(|n| thousands(n.into()));
-        return Some(format!("{of_draft} tokens and {of_target}, more than {MOST} apart"));
+        return Some(format!("{of_draft} and {of_target} tokens, more than {MOST} apart"));
     }
     let key = |model: &Model, name: &str| model.hparams.metadata.get(&format!("tokenizer.ggml.{name}")).cloned();
     let both = |name: &str| Some([key(draft, name)?, key(target, name)?]);

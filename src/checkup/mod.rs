@@ -190,7 +190,7 @@ impl FitOutcome {
         }
         // A pattern may name a block that has no such tensors, or that does not exist.
         let tensors = model.tensors.iter().zip(&forecast.placement.copies);
-        let moved = tensors.filter(|(_, copies)| copies.iter().any(|copy| copy.rule.is_some()));
+        let moved = tensors.filter(|(_, copies)| failure.is_none() && copies.iter().any(|copy| copy.rule.is_some()));
         let moved_blocks = moved.filter_map(|(tensor, _)| tensor.block).collect::<BTreeSet<_>>().len();
         Ok(Some((Self { starts, n_ctx: forecast.numbers.n_ctx, moved_blocks, args, memory, failure }, speed)))
     }

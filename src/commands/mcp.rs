@@ -55,7 +55,7 @@ enum Code {
     Revision = -32022,
 }
 
-/// What is asked of `inspect`.
+/// The arguments of `inspect`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -75,7 +75,7 @@ pub struct Inspect {
     margin: Option<String>,
 }
 
-/// What is asked of `check`.
+/// The arguments of `check`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -96,7 +96,7 @@ pub struct Check {
     tensors: bool,
 }
 
-/// What is asked of `plan`.
+/// The arguments of `plan`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -116,7 +116,7 @@ pub struct Plan {
     words: Vec<String>,
 }
 
-/// What is asked of `devices`.
+/// The arguments of `devices`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]

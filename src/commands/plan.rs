@@ -41,7 +41,7 @@ pub struct PlanArgs {
     pub models: Vec<std::path::PathBuf>,
     #[command(flatten)]
     pub options: PlanOptions,
-    /// Make a table of plans: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
+    /// Plan for a range: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
     ///
     /// `vram` varies the budget of the first device, `ctx` the context. With both, there is a plan for each pair.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]

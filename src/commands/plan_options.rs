@@ -24,7 +24,7 @@ pub struct PlanOptions {
     pub machine: MachineArgs,
     #[command(flatten)]
     pub launch: LaunchOptions,
-    /// Place tensors by these rules: the name of a built-in set, or a YAML file.
+    /// Place tensors by the rules of a built-in set, or of a YAML file.
     #[arg(help_heading = PLAN, long, value_name = "NAME|FILE")]
     pub rules: Option<String>,
     #[command(flatten)]

@@ -139,7 +139,7 @@ fn start(
     output.show(&launched)?;
     output.say("");
     output.say(&format!(
-        "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
+        "ready after {:.1} s at {}   (OpenAI's API under /v1; Ctrl-C stops it)",
         launched.load_seconds, launched.endpoint
     ));
     let path = &proposal.launch.model;

@@ -144,7 +144,7 @@ fn a_plan_that_llama_cpp_refuses_is_a_no() {
     let text = String::from_utf8_lossy(&plan.stdout);
     assert_eq!(plan.status.code(), Some(1), "{text}");
     assert!(text.contains("Would fit, but llama.cpp refuses the command."), "{text}");
-    assert!(text.contains("take the projector that was published with this model"), "{text}");
+    assert!(text.contains("use the projector that was published with this model"), "{text}");
 }
 
 /// A plan beside a command is one that runs where the command does, and is for what was meant.

@@ -361,5 +361,5 @@ fn the_curves_of_a_sweep_are_a_picture() {
         assert!(text.starts_with(start), "{name}: {}", text.lines().next().unwrap_or_default());
     }
     let (code, _, error) = moeplan(here, &["report", "plan.json", "-o", "plan.svg"]);
-    assert!(code == 2 && error.contains("no document here has curves"), "{error}");
+    assert!(code == 2 && error.contains("none of these documents has curves"), "{error}");
 }
