@@ -116,7 +116,7 @@ impl FromStr for Bytes {
             }
             _ => trimmed.to_string(),
         };
-        let wrong = "is not a size: write it as 97G or 97GiB (2^30), 97GB (10^9), 24576M or 0.5G";
+        let wrong = "is not a size: write it as 24G or 24GiB (2^30), 24GB (10^9), 24576M or 0.5G";
         let parsed = byte_unit::Byte::parse_str(&binary, true);
         Ok(Self(parsed.map_err(|_| ParseBytesError(format!("`{text}` {wrong}")))?.as_u64()))
     }

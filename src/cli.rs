@@ -22,9 +22,16 @@ fn short_flags() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// The words of a command line with llama.cpp's short flags made long; what follows `--` is left alone.
 pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut rest_is_verbatim = false;
+    let mut is_help = false;
     words
         .into_iter()
-        .map(|word| {
+        .enumerate()
+        // Help of `help` is that of moeplan.
+        .filter(|(at, word)| {
+            is_help |= *at == 1 && word == "help";
+            !(is_help && (word == "-h" || word == "--help"))
+        })
+        .map(|(_, word)| {
             rest_is_verbatim |= word == "--";
             let known = short_flags().find(|(short, _)| !rest_is_verbatim && word == *short);
             known.map_or(word, |(_, long)| OsString::from(long))
@@ -35,17 +42,17 @@ pub fn long_flags(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Global {
-    /// How the answer is written [default: by the ending of -o FILE, else text].
+    /// Format of the answer [default: from the ending of -o FILE, else text].
     #[arg(long, value_enum, global = true, value_name = "FORMAT")]
     pub format: Option<Format>,
     /// Same as --format json.
     #[arg(long, global = true, conflicts_with = "format")]
     pub json: bool,
-    /// Write the answer to FILE, which must be new unless --force
+    /// Write the answer to FILE, which must be new unless --force is given.
     ///
-    /// A name that ends in .json, .md or .html gets that format, unless --format names another. An existing FILE is refused without
-    /// --force; a device or pipe is written to. moeplan checks beforehand that it can write FILE. If writing fails later, the answer
-    /// goes to standard output, and the exit code is 2 (docs/files.md).
+    /// A name that ends in .json, .md or .html selects that format, unless --format selects another. Devices and pipes may exist.
+    /// moeplan checks beforehand that it can write FILE. If writing fails later, the answer goes to standard output, and the exit code
+    /// is 2 (docs/files.md).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub output: Option<std::path::PathBuf>,
     /// Replace existing files (-o, --csv, --results, --out).
@@ -57,7 +64,7 @@ pub struct Global {
     /// Print more detail.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Ask no server: use only headers that are already in the cache.
+    /// Contact no server, and use only headers that are already in the cache.
     #[arg(long, global = true, env = "MOEPLAN_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub offline: bool,
     /// When to use colour.

@@ -279,11 +279,11 @@ pub enum Error {
     Twice(String),
     #[error("`--gpu {0}`: no card of that name is known")]
     UnknownCard(String),
-    #[error("`--gpu {0}`: write how many of it there are, 1 to 32: --gpu '4x RTX 3090'")]
+    #[error("`--gpu {0}`: write how many there are, 1 to 32: --gpu '4x RTX 3090'")]
     Count(String),
     #[error("`--gpu {text}`: this names two cards, {first} and {second}")]
     TwoCards { text: String, first: String, second: String },
-    #[error("`--gpu {text}`: its computer has {named} by its name and {ram} by --ram")]
+    #[error("`--gpu {text}`: the name says {named} of memory, but --ram says {ram}")]
     TwoSizes { text: String, named: Bytes, ram: Bytes },
     #[error("`--gpu {0}`: the memory of this card is not known")]
     NoMemory(String),
@@ -300,7 +300,7 @@ impl Hint for Error {
             Self::TwoSizes { .. } => "leave one of them out".into(),
             // Intel's graphics that use main memory have many names, and few of them rows.
             Self::UnknownCard(name) if cards::is_intel_integrated(name) => {
-                "it uses main memory: describe it by what of that it may take, --device Vulkan0=18G,shared --ram 32G".into()
+                "it uses main memory: say how much of that it may take, --device Vulkan0=18G,shared --ram 32G".into()
             }
             Self::UnknownCard(name) => {
                 // Of a series (`RX 7900`), its cards.
@@ -317,7 +317,7 @@ impl Hint for Error {
                     .into()
             }
             Self::NoMemory(name) if cards::by_name(name).is_some_and(cards::Card::is_integrated) => {
-                format!("it uses main memory: say how much its computer has, --ram SIZE; --gpu '{name}=SIZE' beside it says how much the GPU may use").into()
+                format!("it uses main memory: say how much there is, --ram SIZE; --gpu '{name}=SIZE' says how much of it the GPU may use").into()
             }
             Self::NoMemory(name) => format!("add its size: --gpu '{name}=SIZE'").into(),
             _ => return None,
@@ -487,6 +487,14 @@ impl FromStr for Ram {
         };
         let (size, kind) =
             text.split_once('@').or_else(of_shop).map_or((text, None), |(size, kind)| (size, Some(kind)));
+        // `2x32G`: modules, where the sum is asked for.
+        if let Some((n, of)) = size.trim().split_once(['x', '×', '*'])
+            && let (Ok(n), Ok(of)) = (n.trim().parse::<u64>(), of.trim().parse::<Bytes>())
+            && let Some(all) = n.checked_mul(of.0).filter(|all| *all > 0)
+        {
+            let kind = kind.map(|kind| format!("@{kind}")).unwrap_or_default();
+            return Err(format!("write the size of all modules together: {}{kind}", Bytes(all).typed()));
+        }
         let size: DeviceSize = size.parse().map_err(|error: ParseBytesError| error.to_string())?;
         let is_decimal = |gb: &u32| size.bytes.0 == u64::from(*gb) * 1_000_000_000;
         let sold_as = size.sold_as.filter(|gb| is_sold(*gb) && is_decimal(gb));
@@ -528,7 +536,7 @@ pub fn possible(bandwidth: f64) -> Result<f64, String> {
     }
     let kind = if bandwidth < 4400.0 { "ddr4" } else { "ddr5" };
     Err(format!(
-        "no main memory is read at {bandwidth} GB/s; MT/s are written with type and channels, --ram 64G@{kind}-{bandwidth}x2"
+        "{bandwidth} GB/s is too fast for main memory; write MT/s with type and channels, --ram 64G@{kind}-{bandwidth}x2"
     ))
 }
 
@@ -742,7 +750,7 @@ impl Device {
         if self.integrated {
             let name = &self.name;
             return Some(format!(
-                "{gb} GB are taken as a part of main memory: --gpu NAME describes a card with so much of its own, --device {name}={gb}G,shared leaves this line out"
+                "{gb} GB is assumed to be part of main memory: --gpu NAME describes a card with memory of its own, and --device {name}={gb}G,shared says that this is none"
             ));
         }
         let (total, example) = (self.total, cards::sold_as(gb, self.backend)?.example.0 / MIB);
@@ -764,7 +772,7 @@ impl Device {
         let system = |name: &str| if name == "windows" { "Windows" } else { "Linux without a display" };
         let (own, other, left) = (system(own.system), system(other.system), other.offers());
         Some(format!(
-            "{} is what {own} leaves of it; {other} leaves about {left}: --gpu '{description}={}M'",
+            "{own} leaves {} of it, {other} about {left}: --gpu '{description}={}M'",
             self.total,
             left.0 / MIB
         ))
@@ -791,7 +799,7 @@ impl Device {
             _ => ("the driver", String::new()),
         };
         Some(format!(
-            "by default {who} lets the GPU use {total} of {ram}; {how}--gpu '{name}=SIZE' --ram {} plans for another limit",
+            "by default, {who} lets the GPU use {total} of {ram}; {how}--gpu '{name}=SIZE' --ram {} plans for another limit",
             ram.typed()
         ))
     }

@@ -57,8 +57,8 @@ impl FileKind {
     /// What to give in its place.
     fn hint(self) -> &'static str {
         match self {
-            Self::Mmproj => "give the model itself; the projector goes with llama.cpp's --mmproj",
-            Self::Adapter => "give the base model; the adapter goes with llama.cpp's --lora",
+            Self::Mmproj => "give the model itself; llama.cpp takes the projector with --mmproj",
+            Self::Adapter => "give the base model; llama.cpp takes the adapter with --lora",
             _ => "give the model's own GGUF file; `moeplan inspect` shows what this one is",
         }
     }

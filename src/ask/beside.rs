@@ -42,8 +42,9 @@ const CHOSEN: [&str; 22] = [
 /// cache types, flash attention, drafts, the projector, prompt cache and checkpoints. The planner chooses all else, and
 /// keeps its usual margin free where `check` was not told one, so that a command that leaves nothing free may be the faster one.
 ///
-/// `None` where llama.cpp refuses the command and it is not known what was meant, where not everything is counted, where the command uses some of the devices only or holds
-/// what a plan does not take, and where no plan fits. `described` are the words that describe the machine.
+/// `None` where llama.cpp refuses the command and it is not known what was meant, where it reads only a part of a number, where not
+/// everything is counted, where the command uses some of the devices only or holds what a plan does not take, where its container has no
+/// such devices, and where no plan fits. `described` are the words that describe the machine.
 pub fn plan(
     (model, name): (&Model, &str),
     machine: &Machine,
@@ -56,7 +57,10 @@ pub fn plan(
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
     let is_selected = !visible::visible(machine, &command.environment).notes.is_empty() || command.memory.is_some();
-    let is_lost = checkup.is_refused() && !checkup.is_mended();
+    // `-c 32k` is a context of 32 tokens, for which nobody wants a plan.
+    let lost = ["number-cut-short", "image-of-other-devices"];
+    let is_lost =
+        checkup.lints.iter().any(|lint| lost.contains(&&*lint.code)) || (checkup.is_refused() && !checkup.is_mended());
     if !is_launch || !is_counted || is_lost || is_selected {
         return None;
     }

@@ -15,6 +15,7 @@ use crate::memory::{self, HOST, HostNeeds};
 use crate::model::{FileKind, Model, projector};
 use crate::plan::{self, Checked, Variant};
 use crate::rules::Role;
+use crate::run::command::shell;
 use crate::run::held::{self, Held, Loaded};
 use crate::run::{self, Dialect, ModelSource, ParsedCommand, Program, RunConfig, Target, grid, sources};
 use crate::suggest::Refusal;
@@ -30,7 +31,7 @@ pub struct Checks {
     pub at_once: Option<AtOnce>,
 }
 
-/// Commands that run at once, every one with its own context on a card: the services of a Compose file; of llama-swap's groups, or of
+/// Commands that run at once, each with its own context on a card: the services of a Compose file; of llama-swap's groups, or of
 /// a router's models, those that may be loaded together and are over their budgets by most, or take most of them.
 #[derive(Debug, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -202,9 +203,15 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
     }
     let (model, name, command, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
     let variants = if rows.len() > 1 { rows } else { Vec::new() };
-    let plan = described.and_then(|words| beside::plan((&model, &name), machine, &command, &checkup, words, options));
+    let mut plan =
+        described.and_then(|words| beside::plan((&model, &name), machine, &command, &checkup, words, options));
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
-    let mended = beside::mended(&command).filter(|_| checkup.is_mended() && is_launch && variants.is_empty());
+    let mut mended = beside::mended(&command).filter(|_| checkup.is_mended() && is_launch && variants.is_empty());
+    for advised in plan.iter_mut().map(|plan| &mut plan.command).chain(&mut mended) {
+        if let Some(command) = in_container(advised, &held.inside) {
+            *advised = command;
+        }
+    }
     let n_cpu_moe =
         if variants.is_empty() && is_launch { fits_with(&model, machine, &command, &checkup, options) } else { None };
     Ok(Checked {
@@ -218,6 +225,14 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
         projected: None,
         plan,
     })
+}
+
+/// A command for where the checked one runs, with the paths that a container has; `None` where nothing differs.
+fn in_container(command: &str, paths: &[(String, String)]) -> Option<String> {
+    let words = shlex::split(command).filter(|_| !paths.is_empty())?;
+    let inside =
+        |word: String| paths.iter().find(|(outside, _)| *outside == word).map_or(word, |(_, inside)| inside.clone());
+    shell(&words.into_iter().map(inside).collect::<Vec<_>>())
 }
 
 /// The least `--n-cpu-moe` with which a command fits that does not, where no other rule says where experts go.

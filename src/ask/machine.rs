@@ -8,7 +8,7 @@ use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, HostRate
 use crate::speed::{prices, table};
 use crate::suggest::{Hint as _, Refusal, did_you_mean};
 
-/// Devices and host as they are typed, or as JSON has them: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
+/// A machine, by its devices and host: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
@@ -17,47 +17,50 @@ use crate::suggest::{Hint as _, Refusal, did_you_mean};
 pub struct Described {
     /// Memory of each device, in order: 24G,12G.
     ///
-    /// A whole number of G or GB means a card sold with that size, less what its idle system holds; 24GiB, 23.5G and 24576M are exact.
-    /// With --machine, these are exact budgets for its first devices, and the others stay unused.
+    /// A whole number of G or GB is the size that a card is sold with; what an idle system holds of it is subtracted. 24GiB, 23.5G and
+    /// 24576M are exact. With --machine, the sizes are exact budgets for its first devices, and the others stay unused.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ','))]
     pub vram: Vec<DeviceSize>,
-    /// One device by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` shares main memory.
+    /// One device, by llama.cpp's name: CUDA0=24G, SYCL0=12G, `RPC0[HOST:PORT]=8G`; `Vulkan0=96G,shared` uses main memory.
     ///
-    /// Repeatable.
+    /// Repeat the option for each device.
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME=SIZE", conflicts_with = "vram"))]
     pub device: Vec<String>,
     /// Cards by name, with their real memory and speed: "RTX 4090", "3090=23G".
     ///
-    /// Repeatable, or a list; '4x NAME' is four. `moeplan devices --known` lists the names. 'NAME=SIZE' where it is sold with several
-    /// sizes, or its memory is not known; of graphics that use main memory ("M4 Max", "Strix Halo") how much of --ram they may take.
+    /// Repeat the option, or separate cards with commas; '4x NAME' is four cards. `moeplan devices --known` lists the names. Write
+    /// 'NAME=SIZE' if the card is sold with several sizes, or if its memory is not known. For graphics that use main memory ("M4 Max",
+    /// "Strix Halo"), SIZE is how much of --ram they may take.
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device"])
     )]
     pub gpu: Vec<String>,
-    /// Limit each device, in order, to this size: 12G,8G.
+    /// Limit the devices, in order, to these sizes: 12G,8G.
     ///
-    /// Exact sizes. A size above what the device has means a larger device of the same speed. A device that gets 0, or no size, is left out.
+    /// The sizes are exact. A size above the device's memory means a larger device of the same speed. A device with the size 0, or
+    /// without a size, is left out.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE,…", value_delimiter = ',', hide_short_help = true))]
     pub budget: Vec<DeviceSize>,
     /// Main memory: 64G, or with its type and channels: 64G@ddr5-6000x2; see --cpu.
     ///
-    /// GB as modules are sold, 64GB, is 64G; without channels there are those of --cpu, else two.
+    /// 64GB is read as 64G, because modules are sold that way. Without a number of channels, --cpu decides; without --cpu, there are
+    /// two.
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub ram: Option<Ram>,
-    /// GB/s of main memory by its data sheet: MT/s × channels × 0.008.
+    /// Bandwidth of main memory in GB/s, from its data sheet: MT/s × channels × 0.008.
     #[cfg_attr(feature = "cli", arg(long, value_name = "GB/S", hide_short_help = true))]
     pub memory_bandwidth: Option<f64>,
-    /// The processor by name: "Ryzen 7950X".
+    /// The processor, by name: "Ryzen 7950X".
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME", hide_short_help = true))]
     pub cpu: Option<String>,
-    /// Its physical cores.
+    /// Physical cores of the processor.
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)
     )]
     pub cores: Option<u32>,
-    /// What the devices of --vram are [default: cuda].
+    /// Backend of the devices given with --vram [default: cuda].
     #[cfg_attr(feature = "cli", arg(long, value_enum))]
     pub backend: Option<Backend>,
 }
@@ -195,8 +198,8 @@ impl Described {
         let is_beyond = |device: &&Device| device.integrated && machine.host.ram.is_some_and(|ram| device.total > ram);
         if let Some(device) = machine.devices.iter().find(is_beyond) {
             let (name, total, ram) = (&device.name, device.total, machine.host.ram.unwrap_or_default());
-            let message = format!("{name} uses main memory, and {total} are more than the {ram} that there are");
-            let hint = "--ram SIZE is all the memory of its computer, with what the firmware sets aside for graphics; a card with memory of its own is described by --gpu NAME";
+            let message = format!("{name} uses main memory, and {total} is more than the {ram} of this machine");
+            let hint = "--ram SIZE is all memory of the computer, including what the firmware reserves for graphics; --gpu NAME describes a card with its own memory";
             return Err(Refusal::new(message, hint));
         }
         Ok(machine)

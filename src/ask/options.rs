@@ -64,7 +64,7 @@ pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
 #[cfg(feature = "cli")]
 const PLAN: &str = "Plan";
 
-/// The planner's own options; in JSON, those that are left out have their usual values.
+/// The planner's own options; in JSON, each has a default.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
@@ -72,41 +72,41 @@ const PLAN: &str = "Plan";
 pub struct Planning {
     /// Context length in tokens, or `max` for the largest that fits.
     ///
-    /// `32k` is 32768. Without it: the longest that moves no expert to the host and costs the turn at most 2%.
+    /// `32k` is 32768. The default is the longest context that moves no experts to the host and slows the turn by at most 2%.
     #[cfg_attr(feature = "cli", arg(short = 'c', long, value_name = "N|max"))]
     pub ctx_size: Option<ContextChoice>,
-    /// What may be done with the routed experts [default: auto].
+    /// How to place the routed experts [default: auto].
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_enum, value_name = "STRATEGY"))]
     pub strategy: Option<Strategy>,
-    /// What to optimise the launch for.
+    /// What the launch is optimised for.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_enum, default_value_t = Objective::Turn, value_name = "OBJECTIVE"))]
     pub objective: Objective,
     /// Allow a q8_0 cache if it is faster or makes the launch fit.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub allow_quantized_cache: bool,
-    /// The build of llama.cpp that the command is for: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 12032]
+    /// The llama.cpp build to plan for: 11434, b11549, v0.6.0 … [default: the build of the installed llama-server, else 12032]
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "N", value_parser = crate::run::build::number))]
     pub build: Option<u32>,
-    /// Whose rules and words the plan is in.
+    /// The program that the plan is for: its rules and its flags.
     #[cfg_attr(feature = "cli", arg(skip))]
     #[serde(skip)]
     pub dialect: Dialect,
-    /// Show where memory and time go, and what the alternatives would give.
+    /// Show where memory and time go, and how the alternatives compare.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub explain: bool,
     /// List every tensor: type, bytes, buffer, rule.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long))]
     pub tensors: bool,
-    /// Tokens of the prompt of the turn to plan for.
+    /// Prompt tokens of the turn to plan for.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens))]
     pub prompt: u32,
     /// Tokens generated in that turn.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens))]
     pub generate: u32,
-    /// Tokens already in the context.
+    /// Tokens in the context before that turn.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens))]
     pub depth: u32,
-    /// The share of drafted tokens that the model takes, 0 to 1: with it, speculation counts.
+    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, the speed is that without speculation.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "P"))]
     pub acceptance: Option<Acceptance>,
 }

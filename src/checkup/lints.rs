@@ -85,7 +85,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!("`-ctv {ty}` without flash attention: llama.cpp refuses this; the figures are for `-ctv f16`"),
-            "`-fa on` where the model allows it (grok does not), else `-ctv f16`",
+            "use `-fa on` if the model allows it (grok does not), else `-ctv f16`",
         )
     }),
     // K and V of two types where V is a view of K (`src/llama-context.cpp` `llama_init_from_model`, b11434).
@@ -108,7 +108,7 @@ const LINTS: &[Rule] = &[
         }
         Problem::TooSmall => found(
             format!("`--moe-cache-mib {}` does not hold even the experts of one token", facts.run.moe_cache_mib),
-            "give it more, or leave it out",
+            "give a larger value, or leave the flag out",
         ),
         Problem::NothingToCache => None,
     }),
@@ -120,12 +120,12 @@ const LINTS: &[Rule] = &[
             return None;
         }
         let hint = match Arch::named(architecture) {
-            Some(arch) => format!("b{} loads it: ask with `--build {0}`", arch.since),
+            Some(arch) => format!("b{} loads it: check with `--build {0}`", arch.since),
             None => {
                 "a fork or a newer llama.cpp may load it; moeplan shows only its weights and where they go".to_string()
             }
         };
-        found(format!("{} does not know the architecture `{architecture}`: it refuses the file", target.name()), hint)
+        found(format!("{} does not know the architecture `{architecture}`, and refuses the file", target.name()), hint)
     }),
     // `tools/server/server-context.cpp` `load_model` frees the draft model where `common_speculative_init` finds no kind that is on;
     // `common_speculative_types_from_gguf` knows the kind of heads alone (b11434).
@@ -134,7 +134,7 @@ const LINTS: &[Rule] = &[
         if facts.run.target.dialect == Dialect::Ik && facts.lacks_nextn() {
             return found(
                 "`-mtp`: the file has no NextN (MTP) blocks, so ik_llama.cpp drafts nothing",
-                "leave it out, or take a file with the model's NextN blocks",
+                "leave it out, or use a file that has the model's NextN blocks",
             );
         }
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
@@ -152,10 +152,10 @@ const LINTS: &[Rule] = &[
         let how = vocabularies_differ(facts.model, draft)?;
         found(
             format!(
-                "the draft model's vocabulary is another than the target's ({how}): llama-server loads both, says so in its log, and \
+                "the draft model's vocabulary differs from the target's ({how}): llama-server loads both, says so in its log, and \
                  then drafts nothing"
             ),
-            "take a smaller model of the same family as the draft; `--spec-type ngram-simple` needs none",
+            "use a smaller model of the same family as the draft; `--spec-type ngram-simple` needs no draft model",
         )
     }),
     // Drafting by NextN blocks that the file does not have (`src/llama-context.cpp` `llama_init_from_model`, b11434). With a draft
@@ -166,7 +166,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             "`--spec-type draft-mtp`: the file has no NextN (MTP) blocks, so llama.cpp creates no drafting context and stops",
-            "leave it out, or take a file with the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",
+            "leave it out, or use a file that has the model's NextN blocks (convert_hf_to_gguf.py without --no-mtp)",
         )
     }),
     // `tools/mtmd/mtmd.cpp` `mtmd_context::load` throws "mismatch between text model (n_embd = …) and mmproj (n_embd = …)" (b11434).
@@ -177,9 +177,9 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!(
-                "the projector gives embeddings of {given} elements, and the model reads {text}: llama.cpp refuses it"
+                "the projector gives embeddings of {given} elements, but the model reads {text}: llama.cpp refuses it"
             ),
-            "take the projector that was published with this model",
+            "use the projector that was published with this model",
         )
     }),
     ("unknown-build", Warning, |facts| {
@@ -189,15 +189,15 @@ const LINTS: &[Rule] = &[
             return None;
         }
         // Some steps before the oldest are known from logs (`run::behaviour`).
-        let (what, known) = if build > NEWEST { ("newer", "") } else { ("older", "but for what is known from logs, ") };
+        let (what, known) = if build > NEWEST { ("newer", "") } else { ("older", "except for what logs show, ") };
         let read = build.clamp(OLDEST, NEWEST);
         found(
             format!(
-                "b{build} is {what} than every build whose source was read: {known}its flags and rules are taken to be those of b{read}, \
+                "b{build} is {what} than every build whose source was read: {known}its flags and rules are assumed to be those of b{read}, \
                  {} builds away",
                 build.abs_diff(read)
             ),
-            "`moeplan check --ask` shows what an installed llama-fit-params of that build says, too",
+            "`moeplan check --ask` also shows what an installed llama-fit-params of that build says",
         )
     }),
     ("rule-matches-nothing", Warning, |facts| {
@@ -292,7 +292,7 @@ const LINTS: &[Rule] = &[
         let (flag, n, every) = (&group.origin, group.rules, &facts.overrides.get(all)?.origin);
         found(
             format!("`{every}` moves the experts of every block, so `{flag} {n}` changes nothing"),
-            format!("leave `{every}` out to move those of {n} blocks alone, or leave `{flag}` out"),
+            format!("leave `{every}` out to move those of only {n} blocks, or leave `{flag}` out"),
         )
     }),
     // `-ncmoe N` counts every block from 0, those without experts too.
@@ -333,9 +333,9 @@ const LINTS: &[Rule] = &[
         }
         let why = match facts.run.program {
             Program::Server | Program::Cli if !facts.run.embeddings => {
-                "every token's last product runs on the processor"
+                "the last matrix product of every token runs on the processor"
             }
-            _ => "32 rows of logits or more copy it whole into a device's compute buffer",
+            _ => "for 32 rows of logits or more, it is copied whole into a device's compute buffer",
         };
         let hint = match copy.rule {
             Some(_) => "leave the output out of the rules: `-ot` patterns match anywhere in a name",
@@ -363,7 +363,7 @@ const LINTS: &[Rule] = &[
             format!(
                 "llama.cpp's own fitting gives up because {flag} is given: the launch goes on as written and runs out of memory"
             ),
-            "`moeplan plan` finds what fits; or leave the flag to `--fit`",
+            "`moeplan plan` finds what fits; or leave that flag out, so that `--fit` can choose",
         )
     }),
     // Fitting shortens a context that is not given before it moves a single expert.
@@ -373,7 +373,7 @@ const LINTS: &[Rule] = &[
         }
         let [from, to] = [facts.forecast.numbers.n_ctx, facts.run.fit_ctx].map(|tokens| thousands(tokens.into()));
         let rest = facts.forbids_moving().map_or(String::new(), |flag| {
-            format!("; because {flag} is given it moves no weight if that is not enough")
+            format!("; because {flag} is given, it moves no weights if that is not enough")
         });
         found(
             format!(
@@ -390,7 +390,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!(
-                "without mapped files {pinned} of the host's memory are pinned, but {missing} are missing: loading fails or swaps"
+                "without mapped files, {pinned} of main memory is pinned, but {missing} is missing: loading fails or swaps"
             ),
             if facts.shares_memory() {
                 "`--load-mode mmap` reads what is needed from the file"
@@ -408,9 +408,9 @@ const LINTS: &[Rule] = &[
         }
         let names = facts.device_names().join(", ");
         let hint = if facts.forecast.mapped.devices.is_empty() {
-            "a smaller quantization or a shorter context: moving experts to the host frees nothing here"
+            "use a smaller quantization or a shorter context: moving experts to the host frees nothing here"
         } else {
-            "`-lm none` keeps on the device only what is its own; or take a smaller quantization or a shorter context"
+            "`-lm none` keeps on the device only its own tensors; or use a smaller quantization or a shorter context"
         };
         found(
             format!("{names} and the processor share main memory: {shared} and {host} together exceed it by {missing}"),
@@ -447,17 +447,15 @@ const LINTS: &[Rule] = &[
                 "{} of {model} of mapped weights do not fit in main memory: every token reads them from the disk",
                 missing.min(model)
             ),
-            "keep more on the devices, or take a smaller quantization",
+            "keep more on the devices, or use a smaller quantization",
         )
     }),
     // A container or a unit with a limit: what is over it ends the launch, however much the computer has.
     ("memory-limited", Info, |facts| {
         let limit = facts.command.memory.filter(|_| facts.machine.host.outside > Bytes(0))?;
         found(
-            format!(
-                "the launch may take {limit} of main memory, whatever the computer has: its container or unit is limited"
-            ),
-            "`--memory`, Compose's `mem_limit` or `limits.memory`, systemd's `MemoryMax` set that; the figures count with it",
+            format!("the launch may use only {limit} of main memory, because its container or unit is limited"),
+            "`--memory`, Compose's `mem_limit` or `limits.memory`, systemd's `MemoryMax` set this limit; the figures respect it",
         )
     }),
     // A build for one kind of devices sees no others (`.devops/*.Dockerfile`, b11434).
@@ -471,34 +469,14 @@ const LINTS: &[Rule] = &[
         let kind = format!("{backend:?}").to_ascii_lowercase();
         found(
             format!(
-                "the container's image is a build for {name} and the like, which has no {}; the figures are for {}",
+                "the container's image is built for devices like {name}, and does not see {}; the figures are for {}",
                 other.name, other.name
             ),
-            format!("describe the machine with `--backend {kind}`, or take the image for {}", other.name),
+            format!("describe the machine with `--backend {kind}`, or use the image for {}", other.name),
         )
     }),
     // What llama-server comes to hold as it is used (`tools/server/server-context.cpp`, `server-task.cpp`, b11434).
-    ("server-memory-beyond-ram", Warning, |facts| {
-        let (needs, ram) = (&facts.forecast.host_needs, facts.machine.host.ram?);
-        if let Some(missing) = facts.shortfall.get(HOST) {
-            let fewer = needs.fewer_checkpoints(facts.run, *missing)?;
-            return found(
-                format!(
-                    "main memory lacks {missing} of the {} that checkpoints of windows and states grow to",
-                    needs.checkpoints
-                ),
-                format!("`--ctx-checkpoints {fewer}` keeps fewer per slot; prompts are then recomputed more often"),
-            );
-        }
-        let mib = needs.smaller_prompt_cache(facts.forecast.in_main_memory(facts.machine), ram)?;
-        let most = needs
-            .prompt_cache
-            .map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
-        found(
-            format!("main memory holds the launch, but not {most} as well, which grows with use"),
-            format!("`--cache-ram {mib}` fits"),
-        )
-    }),
+    (BEYOND_RAM, Warning, |facts| beyond_ram(facts.run, facts.forecast, facts.machine, facts.shortfall)),
     // Host experts in a layout of the processor's own: prompts are computed where they are.
     ("repacked-experts-not-offloaded", Warning, |facts| {
         let experts = facts.forecast.placement.experts(facts.model);
@@ -509,7 +487,7 @@ const LINTS: &[Rule] = &[
         }
         // Without the flag it is devices that have no host memory of their own, RPC servers, which take no copies either way.
         let (who, hint) = if facts.run.no_host {
-            ("`--no-host` repacks", "leave `--no-host` out: prompts were 20 to 60 times as fast where it was measured")
+            ("`--no-host` repacks", "leave `--no-host` out: in measurements, prompts were then 20 to 60 times as fast")
         } else {
             (
                 "llama.cpp repacks",
@@ -547,9 +525,9 @@ const LINTS: &[Rule] = &[
                 servers.push(server);
             }
         }
-        let (names, take) = (names.join(", "), if names.len() == 1 { "takes" } else { "take" });
+        let (names, are) = (names.join(", "), if names.len() == 1 { "is" } else { "are" });
         found(
-            format!("{names} {take} no part: llama.cpp has an RPC device only if `--rpc` names its server"),
+            format!("{names} {are} not used: llama.cpp has an RPC device only if `--rpc` names its server"),
             format!("add `--rpc {}` to the command", servers.join(",")),
         )
     }),
@@ -564,7 +542,7 @@ const LINTS: &[Rule] = &[
         let names = facts.device_names().join(", ");
         found(
             format!("without `-ts`, the split of layers over {names} depends on the memory free at the start"),
-            format!("`-ts {}` is the layout of these figures", shares.join(",")),
+            format!("`-ts {}` fixes the layout that these figures assume", shares.join(",")),
         )
     }),
     // Nearly all experts that are on devices are on one of them.
@@ -584,7 +562,7 @@ const LINTS: &[Rule] = &[
         let name = &facts.machine.device(index)?.name;
         found(
             format!(
-                "of {sum} of experts on devices, {most} are on {name}: `-ncmoe` and bare patterns empty one device and fill another"
+                "{most} of the {sum} of experts on devices are on {name}: `-ncmoe` and patterns without block numbers empty one device and fill another"
             ),
             "give each device its own blocks (`moeplan plan` does), or move the split with `-ts`",
         )
@@ -683,7 +661,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             format!("llama-server's default {slots} slots each keep windows and states: {now} instead of {alone}"),
-            "`-np 1` for one user; a plan for the command as it is keeps its slots",
+            "for one user, `-np 1` is enough; the plan beside this command keeps its slots",
         )
     }),
     // Slots that are not unified divide the context.
@@ -699,7 +677,7 @@ const LINTS: &[Rule] = &[
                 numbers.n_seq_max,
                 thousands(numbers.n_ctx_seq.into())
             ),
-            "`-kvu` lets the slots share all of it, or multiply `-c`",
+            "`-kvu` lets the slots share all of it; or use a larger `-c`",
         )
     }),
     // Any override turns pipeline parallelism off (`src/llama-context.cpp`, b11434).
@@ -714,7 +692,7 @@ const LINTS: &[Rule] = &[
         }
         found(
             "overrides switch pipeline parallelism off: the devices take turns on a prompt",
-            "where everything fits, leave the overrides out",
+            "if everything fits, leave the overrides out",
         )
     }),
     // `sched_reserve` tries again without (`src/llama-context.cpp`, b11434).
@@ -772,18 +750,57 @@ const LINTS: &[Rule] = &[
             let is_short = facts.shortfall.contains_key(&device.name);
             let is_measured = device.calibration.is_some() || device.overhead.is_some();
             (holds_experts && !is_short && !is_measured && left < needed)
-                .then(|| (device.name.clone(), left, row.overhead, Bytes(needed.0 - left.0)))
+                .then(|| (device.name.clone(), left, row.overhead, needed))
         };
-        let (name, left, overhead, lacking) = facts.of_vulkan().find_map(tight)?;
+        let (name, left, overhead, needed) = facts.of_vulkan().find_map(tight)?;
         found(
             format!(
-                "{name} has {left} left: with experts on a Vulkan device, a long prompt was reported to take {REPORTED} more than the \
-                 buffers, and {overhead} of that is counted"
+                "{name} has {left} left, but a long prompt may need {needed}: with experts on a Vulkan device, one was reported to take \
+                 {REPORTED} beyond the buffers, of which {overhead} are counted"
             ),
-            format!("keep {lacking} more of the experts on the host (`-ncmoe N`), or plan with a larger `--margin`"),
+            format!(
+                "`moeplan plan --margin {}` keeps that free; in a command of your own, `-ncmoe N` with a larger N does",
+                needed.typed()
+            ),
         )
     }),
 ];
+
+const BEYOND_RAM: &str = "server-memory-beyond-ram";
+
+fn beyond_ram(run: &RunConfig, forecast: &Forecast, machine: &Machine, shortfall: &BTreeMap<String, Bytes>) -> Finding {
+    let (needs, ram) = (&forecast.host_needs, machine.host.ram?);
+    if let Some(missing) = shortfall.get(HOST) {
+        let fewer = needs.fewer_checkpoints(run, *missing)?;
+        return found(
+            format!(
+                "main memory lacks {missing} of the {} that checkpoints of windows and states grow to",
+                needs.checkpoints
+            ),
+            format!("`--ctx-checkpoints {fewer}` keeps fewer per slot; prompts are then recomputed more often"),
+        );
+    }
+    let mib = needs.smaller_prompt_cache(forecast.in_main_memory(machine), ram)?;
+    let most =
+        needs.prompt_cache.map_or("a prompt cache without a limit".into(), |most| format!("{most} of prompt cache"));
+    found(
+        format!("main memory has room for the launch, but not also for {most}, which grows with use"),
+        format!("`--cache-ram {mib}` fits"),
+    )
+}
+
+/// Puts what is true of main memory after llama.cpp's own fitting in the place of what is true of the command as written: what a device
+/// has no room for goes there.
+pub(super) fn fitted(lints: &mut Vec<Lint>, run: &RunConfig, forecast: &Forecast, machine: &Machine) {
+    lints.retain(|lint| lint.code != BEYOND_RAM);
+    lints.extend(beyond_ram(run, forecast, machine, &BTreeMap::new()).map(|(message, hint)| Lint {
+        code: BEYOND_RAM.into(),
+        severity: Warning,
+        message: format!("after llama.cpp's own fitting, {message}"),
+        hint: Some(hint),
+    }));
+    lints.sort_by_key(|lint| lint.severity);
+}
 
 /// What reading a command notes, and how bad each is.
 const NOTES: &[(&str, Severity)] = &[
@@ -859,7 +876,7 @@ fn vocabularies_differ(target: &Model, draft: &Model) -> Option<String> {
     let [of_target, of_draft] = [target, draft].map(|model| model.hparams.vocab_size);
     if of_target.abs_diff(of_draft) > MOST {
         let [of_draft, of_target] = [of_draft, of_target].map(|n| thousands(n.into()));
-        return Some(format!("{of_draft} tokens and {of_target}; {MOST} apart at most"));
+        return Some(format!("{of_draft} and {of_target} tokens, more than {MOST} apart"));
     }
     let key = |model: &Model, name: &str| model.hparams.metadata.get(&format!("tokenizer.ggml.{name}")).cloned();
     let both = |name: &str| Some([key(draft, name)?, key(target, name)?]);
@@ -867,14 +884,14 @@ fn vocabularies_differ(target: &Model, draft: &Model) -> Option<String> {
     // Both are llama.cpp's BPE.
     let kind = |name: &String| if name == "gemma4" { "gpt2".to_string() } else { name.clone() };
     if let Some([one, other]) = kinds.filter(|[one, other]| kind(one) != kind(other)) {
-        return Some(format!("of the kinds {one} and {other}"));
+        return Some(format!("their types are {one} and {other}"));
     }
     ["bos", "eos"].into_iter().find_map(|token| {
         let added = both(&format!("add_{token}_token"))?;
         let is_added = added.each_ref().map(|added| *added == Value::Bool(true));
         let ids = both(&format!("{token}_token_id"))?;
         let differs = is_added[0] != is_added[1] || (is_added[0] && ids[0] != ids[1]);
-        differs.then(|| format!("another {} token, or added in one only", token.to_ascii_uppercase()))
+        differs.then(|| format!("their {} tokens differ, or only one of them adds it", token.to_ascii_uppercase()))
     })
 }
 

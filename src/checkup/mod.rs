@@ -3,7 +3,7 @@
 pub mod lints;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +148,9 @@ pub struct FitOutcome {
     /// Whether what it becomes stays within every budget.
     pub starts: bool,
     pub n_ctx: u32,
+    /// Blocks of which it moves weights off their device.
+    #[serde(default)]
+    pub moved_blocks: usize,
     /// What it changes, as llama-fit-params prints it.
     pub args: Vec<String>,
     pub memory: BTreeMap<String, Row>,
@@ -163,6 +166,7 @@ impl FitOutcome {
         machine: &Machine,
         run: &RunConfig,
         options: &Options<'_>,
+        lints: &mut Vec<Lint>,
     ) -> Result<Option<(Self, Option<Speed>)>, memory::Error> {
         let Fitted { run: fitted, failure } = fit::fitted(model, machine, run)?;
         let written = numbers(run, &model.hparams).n_ctx;
@@ -180,7 +184,15 @@ impl FitOutcome {
             // What else it would print is the user's own.
             args.truncate(2);
         }
-        Ok(Some((Self { starts: shortfall.is_empty(), n_ctx: forecast.numbers.n_ctx, args, memory, failure }, speed)))
+        let starts = shortfall.is_empty();
+        if starts {
+            lints::fitted(lints, run, &forecast, machine);
+        }
+        // A pattern may name a block that has no such tensors, or that does not exist.
+        let tensors = model.tensors.iter().zip(&forecast.placement.copies);
+        let moved = tensors.filter(|(_, copies)| failure.is_none() && copies.iter().any(|copy| copy.rule.is_some()));
+        let moved_blocks = moved.filter_map(|(tensor, _)| tensor.block).collect::<BTreeSet<_>>().len();
+        Ok(Some((Self { starts, n_ctx: forecast.numbers.n_ctx, moved_blocks, args, memory, failure }, speed)))
     }
 }
 
@@ -352,7 +364,7 @@ pub fn check(
     let is_short = !shortfall.is_empty();
     // What llama.cpp refuses is not fitted.
     let fit = if run.fit && !is_refused && forecast.is_whole() {
-        FitOutcome::of(model, machine, &launched, &options)?
+        FitOutcome::of(model, machine, &launched, &options, &mut lints)?
     } else {
         None
     };
@@ -441,7 +453,7 @@ fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Res
     if let Some(wanted) = &command.last_blocks {
         let layers = placement::place(model, machine, &run)?.layers;
         let experts = model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
-        let blocks: std::collections::BTreeSet<u32> = experts.filter_map(|tensor| tensor.block).collect();
+        let blocks: BTreeSet<u32> = experts.filter_map(|tensor| tensor.block).collect();
         let device = |block: u32| layers.get(block as usize).copied().flatten();
         let blocks: Vec<(u32, Option<u16>)> = blocks.into_iter().map(|block| (block, device(block))).collect();
         run.overrides.extend(dialect::last_blocks(wanted, &blocks));

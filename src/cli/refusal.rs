@@ -33,15 +33,12 @@ pub fn refusal(command: &Command, error: &clap::Error, words: &[OsString]) -> Op
 
 fn no_command(command: &Command, word: &str, words: &[OsString]) -> Option<Refusal> {
     if let Some(program) = Program::of_path(word).map(Program::name) {
-        let hint = format!("`moeplan check -- {program} …` says what that command line would do");
+        let hint = format!("`moeplan check -- {program} …` shows what that command line would do");
         return Some(Refusal::new(format!("`{word}` is a program, not a command of moeplan"), hint));
     }
-    let path = Path::new(word);
-    let has_extension = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    let is_model = has_extension || path.exists() || word.starts_with("hf:") || word.starts_with("https://");
-    let plan = format!("`moeplan plan --vram 24G {word}` plans it for a card sold as 24 GB");
-    let hint = format!("`moeplan inspect {word}` says what it is, {plan}");
-    if is_model {
+    let plan = format!("`moeplan plan --vram 24G {word}` plans it for a 24 GB card");
+    let hint = format!("`moeplan inspect {word}` shows what it is, and {plan}");
+    if is_model(word) || Path::new(word).exists() {
         return Some(Refusal::new(format!("`{word}` is a model, not a command"), hint));
     }
     let before = words.iter().position(|other| other == word)?;
@@ -49,8 +46,14 @@ fn no_command(command: &Command, word: &str, words: &[OsString]) -> Option<Refus
     let path = if above.get_name() == command.get_name() { String::new() } else { format!(" {}", above.get_name()) };
     let known = above.get_subcommands().filter(|command| !command.is_hide_set()).map(Command::get_name);
     let hint =
-        suggest::did_you_mean(word, known).unwrap_or_else(|| format!("`moeplan{path} --help` lists what there is"));
+        suggest::did_you_mean(word, known).unwrap_or_else(|| format!("`moeplan{path} --help` lists the commands"));
     Some(Refusal::new(format!("`{word}` is not a command of `moeplan{path}`"), hint))
+}
+
+/// Whether a word looks like a MODEL.
+fn is_model(word: &str) -> bool {
+    let has_extension = Path::new(word).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    has_extension || word.starts_with("hf:") || word.starts_with("https://")
 }
 
 /// Flags that exclude each other, or one that is given twice.
@@ -96,7 +99,9 @@ fn value(argument: &str, value: &str, error: &clap::Error, words: &[OsString]) -
     let hint =
         decimals.map(|(_, after)| format!("a comma separates devices: a size with decimals is `{value}.{after}`"));
     let meant = || suggest::did_you_mean(value, known.iter().map(String::as_str));
-    Refusal::new(message, hint.or_else(meant).unwrap_or_default())
+    let model =
+        is_model(value).then(|| format!("`{name}` needs a value before the model: {}", form.trim_matches(['<', '>'])));
+    Refusal::new(message, hint.or(model).or_else(meant).unwrap_or_default())
 }
 
 /// The command that the words name, as far as they name one.
@@ -107,6 +112,9 @@ fn named<'a>(command: &'a Command, words: &[OsString]) -> &'a Command {
         .take_while(|word| *word != "--")
         .fold(command, |command, word| word.to_str().and_then(|word| command.find_subcommand(word)).unwrap_or(command))
 }
+
+/// What people call the number of requests at once.
+const SLOTS: [&str; 5] = ["--streams", "--slots", "--users", "--concurrency", "--sequences"];
 
 /// A flag that a command does not have, and llama.cpp perhaps does.
 fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Refusal> {
@@ -139,6 +147,8 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         } else {
             of_llama_cpp(typed, flag)
         }
+    } else if takes_model && SLOTS.contains(&typed) {
+        "`-np N` says how many requests are served at once".to_string()
     } else {
         let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
         let short = short_flags().filter(|(_, name)| long.iter().any(|long| long == name)).map(|(short, _)| short);
@@ -152,5 +162,10 @@ fn missing(command: &Command, error: &clap::Error, words: &[OsString]) -> Option
     let command = named(command, words);
     let example = help::examples(command).into_iter().next()?;
     let message = format!("`moeplan {}` needs {}", command.get_name(), what.join(" and "));
-    Some(Refusal::new(message, format!("for example: {example}")))
+    // `-fa model.gguf`: the option took it.
+    let mut pairs = words.windows(2).filter_map(|pair| Some((pair.first()?.to_str()?, pair.get(1)?.to_str()?)));
+    let taken = pairs.find(|(flag, value)| flag.starts_with('-') && is_model(value));
+    let hint =
+        taken.map(|(flag, model)| format!("`{flag}` took `{model}` as its value: give `{flag}` a value of its own"));
+    Some(Refusal::new(message, hint.unwrap_or_else(|| format!("for example: {example}"))))
 }

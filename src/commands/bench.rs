@@ -25,9 +25,9 @@ use crate::suite::session::{self, Asking, CaseLaunch};
 use crate::suite::{facts, llama_bench, stream};
 use crate::tune;
 
-/// Measure speed, streams, answers and memory of a launch beside its baselines, or of a running endpoint.
+/// Measure speed, streaming, answers and memory of a launch and its baselines, or of a running endpoint.
 #[derive(Debug, clap::Args)]
-#[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
+#[command(mut_arg("depth", |arg| arg.long("plan-depth").help("Tokens in the context before the turn to plan for")))]
 #[command(after_help = "Examples:
   moeplan bench model.gguf --vram 24G --baseline all-on-device,experts-on-host,fit
   moeplan bench model.gguf --vram 24G --depth 0,4096,16384 --repetitions 5 --json -o bench.json
@@ -42,19 +42,19 @@ pub struct Args {
     pub model: Option<PathBuf>,
     /// Measure a running OpenAI-compatible endpoint instead; MOEPLAN_API_KEY is its key.
     ///
-    /// It may be llama-server, shimmy or any other.
+    /// Any server with this interface: llama-server, shimmy and others.
     #[arg(long, value_name = "URL", conflicts_with = "model")]
     pub url: Option<String>,
     /// The model to request from the endpoint [default: the first that it lists].
     #[arg(long, value_name = "NAME", requires = "url")]
     pub model_name: Option<String>,
-    /// Run nothing: show rows of llama-bench (`-o json`, `jsonl`) as a bench.
+    /// Run nothing, and show what llama-bench wrote (`-o json` or `-o jsonl`) in the same form.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "url", "baseline"])]
     pub from: Option<PathBuf>,
-    /// Baselines to launch in turn with the plan.
+    /// Baselines to launch, alternating with the plan.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BASELINE,…", conflicts_with = "url")]
     pub baseline: Vec<Baseline>,
-    /// Write the tables as comma-separated values, too.
+    /// Also write the tables as comma-separated values.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub struct Args {
     /// Tokens in the context before each point of the depth sweep.
     #[arg(id = "depths", long = "depth", value_delimiter = ',', value_name = "N,…", default_value = "0")]
     pub depths: Vec<u32>,
-    /// What runs the launch; the embedded llama.cpp gives no streams.
+    /// What runs the launch; the embedded llama.cpp cannot stream.
     #[arg(long, value_enum, default_value_t = Runs::Server, value_name = "RUNTIME")]
     pub runtime: Runs,
     #[command(flatten)]
@@ -85,10 +85,10 @@ pub enum Baseline {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Measurement")]
 pub struct AskArgs {
-    /// How many times to run everything [default: 3, or what the suite says].
+    /// How many times to run everything [default: 3, or as the suite says].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: Option<u32>,
-    /// Maximum tokens per answer [default: what the suite says, 384 to 512].
+    /// Maximum tokens per answer [default: as the suite says, 384 to 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
     /// Prompt tokens at each depth.
@@ -97,14 +97,14 @@ pub struct AskArgs {
     /// Tokens generated at each depth.
     #[arg(long, value_name = "N")]
     pub depth_generate: Option<u32>,
-    /// Treat the weights as made up: answers are not judged.
+    /// The weights are made up: do not judge the answers.
     #[arg(long)]
     pub synthetic: bool,
-    /// A llama-server of the same model, whose tokenizer counts where the endpoint does not.
+    /// A llama-server with the same model, to count tokens if the endpoint does not report them.
     #[arg(long, value_name = "URL")]
     pub tokenizer: Option<String>,
-    /// MiB that --fit on leaves free on every device (llama.cpp: -fitt), for the baseline `fit` [default: what keeps it
-    /// within the plan's budget, and llama.cpp's own 1024].
+    /// For the baseline `fit`: MiB to leave free on every device (llama.cpp: -fitt) [default: what lies outside the plan's budget, and
+    /// llama.cpp's own 1024 within it].
     #[arg(long, value_name = "MIB,…", value_delimiter = ',')]
     pub fit_target: Vec<u32>,
 }
@@ -370,15 +370,15 @@ fn of_endpoint(url: &str, args: &Args, suite: &Suite, output: &Output) -> anyhow
     for (is_so, note) in [
         (
             any(|sample| sample.generated_tokens.is_none()),
-            "the endpoint does not count tokens (no usage, or zeros): their number and tg are unknown; --tokenizer counts them",
+            "the endpoint reports no token counts (no usage, or zeros), so their number and tg are unknown; --tokenizer URL counts them",
         ),
         (
             any(|sample| sample.pp.is_none()),
-            "the endpoint gives no timings: pp is unknown, and tg, where known, is by our clock",
+            "the endpoint reports no timings: pp is unknown, and tg, if known, is by moeplan's clock",
         ),
         (
             any(|sample| sample.stream.iter().any(stream::came_at_once)),
-            "streams came in one burst: their first token is their end, and the gaps between deltas say nothing about generation",
+            "the streams arrived in one burst, so the time to the first token is that of the whole answer, and the gaps between deltas say nothing about generation",
         ),
         (true, "memory and load time of a running endpoint are not measured"),
     ] {

@@ -46,37 +46,38 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long, help_heading = OWN)]
     tensors: bool,
-    /// Answer yes even if this part of the launch is not counted.
+    /// Call a launch fitting even if moeplan cannot count this part of it.
     #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
     ignore: Vec<String>,
-    /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: that of the llama-server here, else 12032]
+    /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: the build of the installed llama-server, else 12032]
     #[arg(long, help_heading = OWN, value_name = "N", value_parser = number)]
     build: Option<u32>,
+    /// The program whose flags the command has: llama.cpp, or its fork ik_llama.cpp.
     #[arg(long, help_heading = OWN, value_enum, default_value_t = Dialect::LlamaCpp)]
     dialect: Dialect,
-    /// Tokens of the prompt of the turn whose speed is predicted.
+    /// Prompt tokens of the turn whose speed is predicted.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().prompt, value_name = "N", value_parser = tokens)]
     prompt: u32,
     /// Tokens generated in that turn.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().generate, value_name = "N", value_parser = tokens)]
     generate: u32,
-    /// Tokens already in the context.
+    /// Tokens in the context before that turn.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
     depth: u32,
-    /// The share of drafted tokens that the model takes, 0 to 1: with it, speculation counts.
+    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, the speed is that without speculation.
     #[arg(long, help_heading = OWN, value_name = "P")]
     acceptance: Option<Acceptance>,
-    /// Also ask the llama-fit-params of this computer, PROGRAM or the one beside llama-server, and show both answers.
+    /// Also run llama-fit-params (PROGRAM, or the one beside llama-server), and show both answers.
     #[arg(long, help_heading = OWN, value_name = "PROGRAM", num_args = 0..=1, require_equals = true)]
     #[expect(clippy::option_option, reason = "not given, given alone, given a program")]
     ask: Option<Option<PathBuf>>,
     /// What the model of the command would be otherwise.
     #[command(flatten)]
     what_if: WhatIfArgs,
-    /// A command line of any program of llama.cpp, after `--`; or FILE, or `-`.
+    /// The command line of a llama.cpp program, after `--`; or a FILE that has one; or `-`.
     ///
-    /// It may follow a prompt, sudo, numactl, `docker run` and others. FILE is a models.ini, llama-swap's or Compose's YAML, an env
-    /// file, a systemd unit or a script; `-` reads one from standard input.
+    /// The command may begin with a shell prompt, sudo, numactl, `docker run` and the like. FILE is a models.ini, a YAML file of
+    /// llama-swap or Compose, an env file, a systemd unit or a script; `-` reads such a file from standard input.
     #[arg(help_heading = OWN, required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -233,7 +234,11 @@ fn commands(words: &[String]) -> anyhow::Result<(PathBuf, Vec<Held>)> {
         let source: Box<dyn std::io::Read> =
             if is_input { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path)?) };
         let bytes = source.take(MOST_TEXT + 1).read_to_string(&mut text)?;
-        anyhow::ensure!(bytes as u64 <= MOST_TEXT, "it has more than {} KiB: commands are shorter", MOST_TEXT >> 10);
+        anyhow::ensure!(
+            bytes as u64 <= MOST_TEXT,
+            "it is larger than {} KiB, too large for a file of commands",
+            MOST_TEXT >> 10
+        );
         Ok(text)
     };
     let within = |folder: &Path, name: &str| read(&folder.join(name)).or_else(|_| read(Path::new(name))).ok();
@@ -281,8 +286,15 @@ impl Models for Here<'_> {
             Some(ModelSource::Url(url)) => (url.into(), model_arg::open(url.as_ref(), output)?),
             Some(ModelSource::Docker(repo)) => bail!("`-dr {repo}`: only local files are read; give `-m FILE`"),
             None => {
-                let hint = "add `-m FILE`; without a model llama-server is a router, and `--models-preset FILE` checks all of its models";
-                return Err(Refusal::new("the command names no model", hint).into());
+                let is_folder = command.beside.iter().any(|word| word.split('=').next() == Some("--models-dir"));
+                return Err(if is_folder {
+                    let hint = "check each file of the folder: replace `--models-dir DIR` by `-m FILE`; `--models-preset FILE` checks all models of a preset";
+                    Refusal::new("with `--models-dir` llama-server is a router, which picks a model for each request", hint)
+                } else {
+                    let hint = "add `-m FILE`; without a model llama-server is a router, and `--models-preset FILE` checks all of its models";
+                    Refusal::new("the command names no model", hint)
+                }
+                .into());
             }
         };
         let first = what_if::first_file(&name, &gguf);

@@ -28,14 +28,14 @@ use crate::synth::{Wish, synthesize};
   moeplan devices                                         what is found here
   moeplan devices --calibrate                             how fast it is, for later plans
   moeplan devices --known 4090                            names for --gpu and --cpu
-  moeplan devices --vram 24G,12G --ram 128G -o pc.json    another one, for --machine pc.json")]
+  moeplan devices --vram 24G,12G --ram 128G -o pc.json    another machine, for --machine pc.json")]
 pub struct Args {
     /// A machine to describe instead of this one.
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
     calibrate: CalibrateArgs,
-    /// List the cards and processors that can be given by name, or those with WORD in it.
+    /// List the cards and processors that moeplan knows by name, or those with WORD in their name.
     #[arg(long, value_name = "WORD", num_args = 0..=1, default_missing_value = "", conflicts_with = "calibrate")]
     known: Option<String>,
 }
@@ -43,27 +43,27 @@ pub struct Args {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Calibration")]
 struct CalibrateArgs {
-    /// Measure this machine's speeds, in at most three minutes, for the predictions of later plans.
+    /// Measure this machine's speeds, in at most three minutes, for later predictions.
     ///
-    /// The llama-bench beside llama-server runs two small models made for this (2 GiB each in the cache folder, removed
-    /// afterwards) on the devices and on the host. It measures memory reads, copies, products and waits. The result is saved as
-    /// machine.json in the settings folder, or in the file of -o. Later plans for this machine use these speeds and say so; without
-    /// them, speeds come from a table or are guesses. Memory is not measured here: `moeplan verify` does that.
+    /// The llama-bench beside llama-server runs two small models made for this purpose (2 GiB each in the cache folder, removed
+    /// afterwards), on the devices and on the host. The results are the speeds of memory reads, copies and matrix products, and waiting
+    /// times. They are saved as machine.json in the settings folder, or in the file given with -o. Later plans for this machine use
+    /// them and say so; without them, speeds come from a table or are guesses. This does not measure memory use: `moeplan verify` does.
     #[arg(long)]
     calibrate: bool,
-    /// Measure nothing; use rows that llama-bench wrote earlier, here or elsewhere (`-o json` or `-o jsonl`); repeatable.
+    /// Measure nothing; use what llama-bench wrote earlier, here or elsewhere (`-o json` or `-o jsonl`). Repeatable.
     #[arg(long, value_name = "FILE", requires = "calibrate")]
     from: Vec<PathBuf>,
-    /// The model of those rows, if `moeplan synth --list` does not know its name; repeatable.
+    /// The model that was measured, if `moeplan synth --list` does not have its name. Repeatable.
     #[arg(long, value_name = "FILE", requires = "from")]
     model: Vec<PathBuf>,
-    /// The llama-server to use: the llama-bench in its folder measures.
+    /// The llama-server whose folder has the llama-bench to use.
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     llama_server: Option<PathBuf>,
-    /// Start no new measurement after this many seconds; what is left out is listed and keeps its guess.
+    /// Start no new measurement after this many seconds; what was not measured is listed, and stays a guess.
     #[arg(long, value_name = "N", requires = "calibrate", default_value_t = 170)]
     seconds: u64,
-    /// Measure nothing: print the commands that would measure.
+    /// Measure nothing; print the commands that would measure.
     #[arg(long, requires = "calibrate", conflicts_with = "from")]
     dry_run: bool,
 }
@@ -119,7 +119,7 @@ fn calibrate(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let done = measure(&args.calibrate, &here, kept.as_deref(), output).and_then(|rows| answer(here, &rows));
     match &kept {
         Some(kept) if done.is_err() && kept.exists() => output.say(&format!(
-            "what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` reads it",
+            "the measurements are kept in {0}; `moeplan devices --calibrate --from {0}` uses them",
             kept.display()
         )),
         _ => drop(forget()),
@@ -159,7 +159,7 @@ fn answer(
     let answer = output.without_file();
     if is_nonsense {
         answer.show(&document)?;
-        output.say("not kept: a tenth of its own measurements or more are off by more than half");
+        output.say("not kept: for a tenth or more of its own measurements, it is off by more than half");
         return Ok(Outcome::No);
     }
     let json = serde_json::to_string_pretty(&document)? + "\n";
@@ -183,9 +183,9 @@ fn place(output: &Output) -> anyhow::Result<Option<PathBuf>> {
     if output.global.output.is_some() {
         return Ok(output.file().map(Path::to_path_buf));
     }
-    let own = own_file().context("no folder for settings here: give -o FILE")?;
+    let own = own_file().context("this computer has no settings folder: give -o FILE")?;
     let folder = own.parent().unwrap_or(Path::new(""));
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`: give -o FILE", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`: give -o FILE", folder.display()))?;
     files::check(&own, true)?;
     Ok(Some(own))
 }
@@ -257,7 +257,7 @@ fn measure(
                     let lines = lines.collect::<std::io::Result<String>>();
                     let kept = lines.and_then(|lines| keep.map_or(Ok(()), |keep| files::append(keep, &lines)));
                     if let Err(error) = kept {
-                        output.say(&format!("warning: these rows are lost if this is interrupted: {error}"));
+                        output.say(&format!("warning: an interruption would lose these measurements: {error}"));
                     }
                     measured.extend(rows);
                 }
@@ -295,7 +295,10 @@ fn header(row: &BenchRow, models: &[PathBuf]) -> anyhow::Result<Model> {
     let own = design::SUBJECTS.into_iter().find(|subject| subject.name() == name);
     let (name, blocks) = own.map_or((name, None), |subject| (subject.spec, subject.blocks));
     let spec = spec::named(name).map_err(|_| {
-        anyhow::anyhow!("`{}` is neither here nor a known model: give it with --model FILE", row.model_filename)
+        anyhow::anyhow!(
+            "`{}` is neither a file here nor a known model: name its file with --model FILE",
+            row.model_filename
+        )
     })?;
     let folder = Folder::new()?;
     let path = folder.path().join("header.gguf");

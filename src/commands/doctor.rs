@@ -23,7 +23,7 @@ Exit code 1 if there is a problem: something keeps a command from working, or ma
 answers wrong.
 Every finding: docs/doctor.md.")]
 pub struct Args {
-    /// The llama-server to look at [default: PATH, then what scripts/llama-server has built].
+    /// The llama-server to examine [default: from PATH, else what scripts/llama-server built].
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     llama_server: Option<PathBuf>,
 }

@@ -45,7 +45,7 @@ pub struct Args {
 
 /// What to say of a machine beside one model.
 pub const MACHINE_OF_ONE: &str =
-    "`inspect` looks at the file alone, and at what a machine makes of a whole repository (hf:owner/repo)";
+    "a machine can be given only for a whole repository (hf:owner/repo): of one model, `inspect` shows only the file";
 
 /// Runs `inspect`: exit 1 when an expectation is not met.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
@@ -115,6 +115,9 @@ pub fn listed(model: &Path) -> anyhow::Result<Option<String>> {
 
 /// Refuses what is asked of a list that only a model has.
 pub fn only_lists(repo: &str, is_alone: bool) -> anyhow::Result<()> {
-    ensure!(is_alone, "`hf:{repo}` lists a repository, and only that: name one of its models, hf:{repo}:QUANT");
+    ensure!(
+        is_alone,
+        "`hf:{repo}` is a whole repository, whose models `inspect` lists: for more, name one of them, hf:{repo}:QUANT"
+    );
     Ok(())
 }

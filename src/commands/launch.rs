@@ -155,7 +155,7 @@ impl Proposal {
                 format!("the model was trained on {trained} tokens, and llama-server takes no more: {smaller}")
             }
         };
-        Err(Refusal::new(format!("{what} takes {needs} tokens of context, and this launch has room for {slot}"), hint))
+        Err(Refusal::new(format!("{what} needs {needs} tokens of context, but this launch has room for {slot}"), hint))
     }
 
     /// From a plan's file (`*.json`), or the plan that is made for a model. With `fetch`, llama-server may fetch a model of the hub or
@@ -172,7 +172,7 @@ impl Proposal {
         };
         if is_plan_file(path) {
             let mut plan: Plan = serde_json::from_str(&read(path)?)
-                .with_context(|| format!("`{}` is not a plan as `moeplan plan --json` writes it", path.display()))?;
+                .with_context(|| format!("`{}` is not a plan written by `moeplan plan --json`", path.display()))?;
             let (path, model) = open(Path::new(&plan.model.path))?;
             plan.model.path = path.display().to_string();
             return Self::of_plan(plan, model, Vec::new(), engine, fetch);
@@ -305,8 +305,8 @@ pub fn as_written(args: &[String], environment: &BTreeMap<String, String>, of: T
     let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
     if let Some(word) = lost {
         return Err(Refusal::new(
-            format!("the plan's arguments: a plan does not decide `{word}`"),
-            format!("take it out; `moeplan run plan.json -- {word} …` passes it on"),
+            format!("the plan's arguments have `{word}`, which a plan does not decide"),
+            format!("remove it; `moeplan run plan.json -- {word} …` passes it on"),
         )
         .into());
     }
@@ -340,21 +340,22 @@ fn bind(engine: &Engine, machine: &mut Machine, run: &mut RunConfig) -> anyhow::
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Runtime")]
 pub struct EngineArgs {
-    /// The llama-server to run [default: PATH, then what scripts/llama-server has built].
+    /// The llama-server to run [default: from PATH, else what scripts/llama-server built].
     #[arg(long, value_name = "PATH", env = "MOEPLAN_LLAMA_SERVER")]
     pub llama_server: Option<PathBuf>,
     /// Keep llama-server's log in FILE.
     #[arg(long, value_name = "FILE")]
     pub server_log: Option<PathBuf>,
-    /// Stop llama.cpp when loading, or one request, takes longer than this many seconds.
+    /// Stop llama.cpp if loading, or one request, takes longer than this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub timeout: u64,
     /// Give up on a loading llama-server that shows no activity for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub stall: u64,
-    /// Launch nothing: check the commands that would be launched.
+    /// Launch nothing; check the commands that would be launched.
     ///
-    /// The answer is that of `moeplan check`; with -v it has the commands of several. Software devices are started for it, and stopped.
+    /// The answer is what `moeplan check` says. If there are several commands, -v lists them. Software devices are started for the
+    /// check, and stopped after it.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -400,7 +401,9 @@ impl EngineArgs {
         let named = self.llama_server.as_deref();
         let mut server = match Server::find(named) {
             Err(_) if self.dry_run && named.is_none() => {
-                output.say(&format!("note: no llama-server is here, so the commands are for llama.cpp b{NEWEST}"));
+                output.say(&format!(
+                    "note: no llama-server was found here, so the commands are for llama.cpp b{NEWEST}"
+                ));
                 Server::of(this_program()?, Build::assumed())
             }
             found => found?,
@@ -460,7 +463,7 @@ impl Engine {
             }
             Self::Embedded(_) => {
                 left_out = beside.iter().filter(|word| spelling(word).is_some()).cloned().collect();
-                "llama.cpp inside moeplan does not accept them (--runtime server)"
+                "the llama.cpp inside moeplan does not accept them, but --runtime server does"
             }
         };
         (!left_out.is_empty()).then(|| format!("warning: launched without {}: {why}", left_out.join(", ")))

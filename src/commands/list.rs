@@ -16,15 +16,15 @@ use crate::report::table::{Table, row};
 #[command(after_help = "Examples:
   moeplan list
   moeplan list qwen --json
-  moeplan list --vram 24G                what a card makes of each, the fastest first
+  moeplan list --vram 24G                which of them fit a card, the fastest first
 Looks in the caches of llama.cpp and Hugging Face (LLAMA_CACHE, HF_HUB_CACHE,
 HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME), LM Studio, and ollama (OLLAMA_MODELS).
 A name, or a part that only one name contains, works as MODEL everywhere.")]
 pub struct Args {
-    /// Only models whose name contains this (case-insensitive).
+    /// List only models whose name contains this (case-insensitive).
     #[arg(value_name = "NAME")]
     name: Option<String>,
-    /// Say what this machine makes of each, the fastest first.
+    /// Say which of them fit this machine, the fastest first.
     #[command(flatten)]
     machine: MachineArgs,
 }

@@ -20,7 +20,7 @@ use crate::suggest::Refusal;
 pub struct MachineArgs {
     #[command(flatten)]
     pub described: Described,
-    /// A machine file, as `moeplan devices --json` writes it.
+    /// Read the machine from FILE, written by `moeplan devices --json`.
     #[arg(long, value_name = "FILE")]
     pub machine: Option<PathBuf>,
     /// Memory to leave free on every device.
@@ -77,7 +77,7 @@ impl MachineArgs {
         let ram = machine.host.ram.filter(|_| self.described.ram.is_none() && self.machine.is_none())?;
         if !self.described.gpu.is_empty() && machine.is_unified() {
             return Some(format!(
-                "note: {ram} are taken to be all of the memory of its computer; --ram SIZE says another"
+                "note: {ram} is assumed to be all of that computer's memory; --ram SIZE gives another size"
             ));
         }
         Some(format!(
@@ -90,7 +90,7 @@ impl MachineArgs {
         let mut machine = match &self.machine {
             Some(path) => {
                 let file: Machine = serde_json::from_str(&read(path)?).with_context(|| {
-                    format!("`{}` is not a machine file as `moeplan devices --json` writes it", path.display())
+                    format!("`{}` is not a machine file written by `moeplan devices --json`", path.display())
                 })?;
                 let is_replaced = !(self.described.gpu.is_empty() && self.described.device.is_empty());
                 let devices = if is_replaced { self.described.devices()? } else { file.devices };
@@ -105,7 +105,9 @@ impl MachineArgs {
             && let Some(device) = machine.devices.iter().find(|device| device.total <= margin)
         {
             let message = format!("--margin {margin} leaves nothing of {} ({})", device.name, device.total);
-            return Err(Refusal::new(message, "it is what stays free on every device: write for example 512M").into());
+            return Err(
+                Refusal::new(message, "the margin is what stays free on every device: write for example 512M").into()
+            );
         }
         Ok(machine)
     }

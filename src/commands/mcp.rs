@@ -26,8 +26,8 @@ use crate::report::text;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  moeplan mcp            the command that an agent's program starts; it then talks to it
-How programs are told of it, and when to ask what: docs/agents.md.")]
+  moeplan mcp            an agent's program starts this command, and then talks to it
+docs/agents.md says how to configure such programs, and which tool answers what.")]
 pub struct Args {}
 
 /// Revisions with a handshake, the newest first.
@@ -40,9 +40,10 @@ const KEPT: u64 = 3_600_000;
 /// What a message may have at most, in bytes.
 const MOST: u64 = 1 << 20;
 
-const INSTRUCTIONS: &str = "moeplan says which llama.cpp launch of a GGUF model fits a machine, what it takes to the byte, and about how \
-    fast it is. It reads headers only. `devices`: this machine, or one that is described. `inspect`: what a model is. `plan`: the \
-    fastest launch that fits, as a command. `check`: what a command would do. Without `machine` the answers are for this computer.";
+const INSTRUCTIONS: &str = "moeplan says which llama.cpp launch of a GGUF model fits a machine, how much memory it takes, to the byte, and \
+    roughly how fast it is. It reads headers only. `devices`: this machine, or one that you describe. `inspect`: what a model \
+    contains. `plan`: the fastest launch that fits, as a command. `check`: what a command would do. Without `machine`, the answers are \
+    for this computer.";
 
 /// Codes of JSON-RPC 2.0, and the protocol's own.
 #[derive(Debug, Clone, Copy)]
@@ -54,13 +55,13 @@ enum Code {
     Revision = -32022,
 }
 
-/// What is asked of `inspect`.
+/// The arguments of `inspect`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Inspect {
-    /// A GGUF file (of a split model any), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name. `hf:owner/repo` alone
-    /// lists the models of the repository.
+    /// A GGUF file (any shard of a split model), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name. `hf:owner/repo`
+    /// alone lists the models of the repository.
     model: PathBuf,
     /// List every tensor.
     #[serde(default)]
@@ -68,25 +69,25 @@ pub struct Inspect {
     /// List every key and its value.
     #[serde(default)]
     metadata: bool,
-    /// Of a repository: the machine that its models are ranked for.
+    /// For a repository: the machine to rank its models for.
     machine: Option<Described>,
     /// With `machine`: memory to leave free on every device: `512M`.
     margin: Option<String>,
 }
 
-/// What is asked of `check`.
+/// The arguments of `check`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Check {
-    /// The whole command line of a program of llama.cpp, as it is typed: `llama-server -m model.gguf -ngl 99 -cmoe`.
+    /// The whole command line of a llama.cpp program, as you would type it: `llama-server -m model.gguf -ngl 99 -cmoe`.
     command: String,
-    /// The machine that it runs on; this computer without it.
+    /// The machine that it runs on; the default is this computer.
     #[serde(default)]
     machine: Described,
     /// Memory to leave free on every device: `512M`.
     margin: Option<String>,
-    /// The build of llama.cpp: 11434; without it that of the llama-server here, else the newest known.
+    /// The llama.cpp build: 11434. Without it, the build of the installed llama-server, else the newest known.
     build: Option<u32>,
     /// The turn whose speed is predicted.
     turn: Option<Turn>,
@@ -95,32 +96,32 @@ pub struct Check {
     tensors: bool,
 }
 
-/// What is asked of `plan`.
+/// The arguments of `plan`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// A GGUF file (of a split model any), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name.
+    /// A GGUF file (any shard of a split model), its folder, https://…, `hf:owner/repo[:QUANT|/FILE]`, or a cached name.
     model: PathBuf,
-    /// The machine to plan for; this computer without it.
+    /// The machine to plan for; the default is this computer.
     #[serde(default)]
     machine: Described,
     /// Memory to leave free on every device: `512M`.
     margin: Option<String>,
-    /// What is asked of the planner; what is left out has its usual value.
+    /// The planner's options; each has a default.
     #[serde(default)]
     planning: Planning,
-    /// Flags of llama-server that the plan keeps, a word each: `["-ub", "2048", "--swa-full"]`.
+    /// llama-server flags that the plan keeps, one word per item: `["-ub", "2048", "--swa-full"]`.
     #[serde(default)]
     words: Vec<String>,
 }
 
-/// What is asked of `devices`.
+/// The arguments of `devices`.
 #[derive(Debug, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Devices {
-    /// The machine to describe; this computer without it.
+    /// The machine to describe; the default is this computer.
     #[serde(default)]
     machine: Described,
 }
@@ -149,8 +150,8 @@ macro_rules! schema {
 const TOOLS: [Tool; 4] = [
     Tool {
         name: "inspect",
-        description: "What a GGUF model is, from its header: experts, parameters, bytes by role and type, memory per token of context. Of a \
-            repository of the Hugging Face hub: its models, and what a machine makes of each.",
+        description: "What a GGUF model is, from its header: experts, parameters, bytes by role and type, memory per token of context. For a \
+            repository on the Hugging Face hub: its models, and how each fits a machine.",
         asked: schema!(mcp "inspect"),
         documents: &[schema!("inspect"), schema!("quants")],
         call: |asked, output| {
@@ -173,7 +174,7 @@ const TOOLS: [Tool; 4] = [
     },
     Tool {
         name: "check",
-        description: "What a command line of llama.cpp would do: memory by device, whether it fits, warnings, predicted speed. Runs nothing.",
+        description: "What a llama.cpp command line would do: memory by device, whether it fits, warnings, predicted speed. Runs nothing.",
         asked: schema!(mcp "check"),
         documents: &[schema!("check")],
         call: |asked, output| {
@@ -197,7 +198,7 @@ const TOOLS: [Tool; 4] = [
     },
     Tool {
         name: "devices",
-        description: "The machine as plans see it: devices with total and free memory, main memory, processor.",
+        description: "The machine as the planner sees it: devices with total and free memory, main memory, processor.",
         asked: schema!(mcp "devices"),
         documents: &[schema!("devices")],
         call: |asked, _| {

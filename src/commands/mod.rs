@@ -83,19 +83,19 @@ pub enum Command {
     Verify(Box<verify::Args>),
     /// Measure the plan, `--fit on` and similar launches; print the fastest as a command.
     Tune(Box<tune::Args>),
-    /// Measure speed, streams, answers and memory against baselines, or of an endpoint.
+    /// Measure speed, streaming, answers and memory: of a plan, of baselines, or of an endpoint.
     Bench(Box<bench::Args>),
-    /// Run a whole test protocol over models; print a checklist with evidence.
+    /// Run a whole test protocol on models, and print a checklist with evidence.
     Validate(Box<validate::Args>),
-    /// Make a page with charts, or Markdown, from documents written with --json.
+    /// Turn documents written with --json into a page with charts, or into Markdown.
     Report(report::Args),
     /// List the models in the caches of llama.cpp, Hugging Face, LM Studio and ollama.
     List(list::Args),
-    /// Show this machine as plans see it, measure its speeds, or describe another.
+    /// Show this machine as `plan` sees it, measure its speeds, or describe another.
     Devices(devices::Args),
-    /// Show what is installed and usable here, what would interfere, and what to do.
+    /// Check what is installed here and what would interfere, and say how to fix it.
     Doctor(doctor::Args),
-    /// Answer agents: inspect, check, plan and devices as tools of the Model Context Protocol.
+    /// Serve inspect, check, plan and devices to agents, over the Model Context Protocol.
     Mcp(mcp::Args),
     /// List, show and check placement rule files.
     Rules(rules::Args),

@@ -65,7 +65,7 @@ pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
             Some(found) => Ok(found.path),
             None => {
                 let hint = format!(
-                    "`moeplan run {shown}` has llama-server fetch the model; then it is found here by the same name"
+                    "`moeplan run {shown}` lets llama-server download the model; after that, the same name works here"
                 );
                 Err(missing(hint).into())
             }
@@ -124,7 +124,7 @@ pub fn with_client<T>(output: &Output, work: impl FnOnce(&Client) -> Result<T, E
             Event::Moved(bytes) => return shown.set_message(Bytes(*bytes).to_string()),
             Event::NoRanges(url) => {
                 format!(
-                    "note: {url}: the server has no range requests; reading from the start to the end of the header"
+                    "note: {url}: the server does not support range requests; reading the file from its start to the end of the header"
                 )
             }
             Event::Again { url, why } => format!("note: {url}: {why}; trying again"),

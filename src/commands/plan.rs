@@ -41,45 +41,45 @@ pub struct PlanArgs {
     pub models: Vec<std::path::PathBuf>,
     #[command(flatten)]
     pub options: PlanOptions,
-    /// A table of plans: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
+    /// Plan for a range: `vram=6G..48G[:STEP]`, `ctx=8k..128k[:STEP]`, or both.
     ///
-    /// Over budgets of the first device, over contexts, or for each pair of them.
+    /// `vram` varies the budget of the first device, `ctx` the context. With both, there is a plan for each pair.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=A..B", conflicts_with = "emit")]
     pub sweep: Vec<Sweep>,
-    /// The smallest machine for `tg=20`, `pp=500`, `turn=30s` or `ctx=128k`.
+    /// Find the smallest machine for `tg=20`, `pp=500`, `turn=30s` or `ctx=128k`.
     ///
-    /// Changes the budget, the card, main memory or memory speed, one at a time. Of several targets, repeated or in a list, all must be
-    /// met.
+    /// Varies the budget, the card, main memory or memory speed, one at a time. If there are several targets (repeat the option, or
+    /// separate them with commas), the machine must meet all of them.
     #[arg(long, help_heading = "Answer", value_name = "WHAT=N", value_delimiter = ',')]
     #[arg(conflicts_with_all = ["emit", "sweep", "rules", "upgrade"])]
     pub want: Vec<Want>,
-    /// Share the machine among the MODELs, which then stay loaded together.
+    /// Plan for MODELs that stay loaded together and share the machine.
     ///
-    /// Minimises the slowest turn. --emit llama-swap or ini prints one file for all.
+    /// Minimises the slowest turn. `--emit llama-swap` and `--emit ini` print one file for all of them.
     #[arg(long, help_heading = "Answer", conflicts_with_all = ["sweep", "rules", "upgrade", "want", "recipes"])]
     pub together: bool,
-    /// With --together: the weight of each model; minimises the largest weight × slowdown.
+    /// With --together: a weight for each model; minimises the largest weight × slowdown.
     ///
-    /// A slowdown is the time of a turn by the time of one with the whole machine.
+    /// The slowdown of a model is the time of its turn, divided by the time it would take with the whole machine.
     #[arg(long, help_heading = "Answer", value_name = "N,…", value_delimiter = ',', requires = "together")]
     #[arg(value_parser = weight, hide_short_help = true)]
     pub weights: Vec<f64>,
-    /// Show what one more card, the next larger card, faster and more main memory would give.
+    /// Show what another card, a larger card, or faster or more main memory would gain.
     #[arg(long, help_heading = "Answer", conflicts_with_all = ["emit", "sweep", "rules"])]
     pub upgrade: bool,
-    /// Print only this, ready to use.
+    /// Print only the launch, in this form, ready to use.
     #[arg(long, help_heading = "Answer", value_enum, value_name = "FORM")]
     pub emit: Option<emit::Form>,
     /// The program that --emit writes for.
     #[arg(long = "for", help_heading = "Answer", value_enum, value_name = "PROGRAM", requires = "emit")]
     #[arg(default_value = "llama-server")]
     pub runner: emit::Runner,
-    /// Plan by the rules of ik_llama.cpp, the fork, and in its words.
+    /// Plan for llama.cpp, or for its fork ik_llama.cpp, with that program's rules and flags.
     #[arg(long, help_heading = "Answer", value_enum, default_value_t, hide_short_help = true)]
     pub dialect: Dialect,
     #[command(flatten)]
     pub what_if: WhatIfArgs,
-    /// More flags of llama-server, which the plan keeps: `-- -fa on --swa-full`.
+    /// More llama-server flags, which the plan keeps: `-- -fa on --swa-full`.
     #[arg(help_heading = OWN, last = true, value_name = "WORDS", hide_short_help = true)]
     pub words: Vec<String>,
 }
@@ -103,8 +103,8 @@ impl Asked {
         plan.model.what_if.clone_from(what_if);
         plan.warnings.extend(check::environment(false).into_keys().map(|name| Warning {
             code: "environment".into(),
-            message: format!("{name} is set here, and llama.cpp reads it: the plan does not count it"),
-            hint: format!("unset it, or look at `moeplan check -- {}`", plan.command),
+            message: format!("{name} is set here, and llama.cpp reads it, but the plan does not count it"),
+            hint: format!("unset it, or see what it changes with `moeplan check -- {}`", plan.command),
         }));
         Ok(plan)
     }
@@ -156,7 +156,8 @@ pub fn add_projector_of_hub(source: &Path, model: &mut Model, run: &mut RunConfi
         Ok(None) => {}
         Ok(Some(projector)) => {
             let name = projector.files.first().map(|file| file.path.display().to_string()).unwrap_or_default();
-            output.say(&format!("note: `-hf` also loads {name}: it is counted; `-- --no-mmproj` leaves it out"));
+            output
+                .say(&format!("note: `-hf` also loads {name}, which the plan counts; `-- --no-mmproj` leaves it out"));
             model.projector = Some(projector.into());
         }
         Err(error) => {
@@ -178,7 +179,10 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
     let varied = usize::from(axes.0.is_some()) + usize::from(axes.1.is_some());
     anyhow::ensure!(varied == args.sweep.len(), "give --sweep at most once for vram and once for ctx");
     let points = axes.0.map_or(1, <[u64]>::len) * axes.1.map_or(1, <[u64]>::len);
-    anyhow::ensure!(points <= MOST_POINTS, "--sweep: {points} points, {MOST_POINTS} at most: take larger steps");
+    anyhow::ensure!(
+        points <= MOST_POINTS,
+        "--sweep has {points} points, and {MOST_POINTS} is the limit: take larger steps"
+    );
     let plans = || plan::sweep::sweep(&model, &path, &machine, &request, axes);
     let mut document = working(output, "planning for each budget and context", plans)?;
     document.model.what_if = what_if;
@@ -211,7 +215,7 @@ fn weight(text: &str) -> Result<f64, String> {
 /// Plans for models that stay loaded together.
 fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
     let (models, weights) = (all.len(), args.weights.len());
-    anyhow::ensure!(models > 1, "--together takes two MODELs or more");
+    anyhow::ensure!(models > 1, "--together needs two MODELs or more");
     anyhow::ensure!(
         weights == 0 || weights == models,
         "--weights has {} for {models} models",
@@ -239,7 +243,17 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
 /// A table of plans of several files, or of what several recipes would make.
 fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<Outcome> {
     let is_alone = args.emit.is_none() && args.sweep.is_empty() && args.want.is_empty() && !args.upgrade;
-    anyhow::ensure!(is_alone, "--emit, --sweep, --want and --upgrade take one MODEL, and one recipe");
+    if !is_alone {
+        let hint = match args.emit {
+            Some(emit::Form::Ini | emit::Form::LlamaSwap) if args.what_if.recipes().is_empty() => {
+                "--together plans for models that stay loaded together, and --emit then prints one file for all of them"
+            }
+            _ => "run it once for each model or recipe",
+        };
+        let message =
+            format!("--emit, --sweep, --want and --upgrade take one MODEL or one recipe, and there are {}", all.len());
+        return Err(Refusal::new(message, hint).into());
+    }
     let planned = |(at, Asked { model, path, what_if, machine, request })| {
         let mut row = PlansRow::of(&model, &path, &machine, &request, at)?;
         if what_if.is_some() {
@@ -260,7 +274,7 @@ fn compare(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result<
 /// Refuses what is asked of an answer that --emit leaves out: it prints the command in its form and nothing else.
 fn only_emitted(args: &PlanArgs, form: emit::Form, output: &Output) -> Result<(), Refusal> {
     let emit = format!("--emit {}", form.name());
-    let twice = |beside: &str| format!("ask twice, once with {emit} and once with {beside}");
+    let twice = |beside: &str| format!("run it twice, once with {emit} and once with {beside}");
     let (beside, hint) = match output.format() {
         // It is JSON anyhow.
         Format::Json if args.runner == emit::Runner::Embedded => return Ok(()),
@@ -319,7 +333,9 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         let larger = || want::upgrades(&model, &machine, &request, bandwidth(args));
         plan.upgrades = working(output, "planning for larger machines", larger)?;
         if plan.upgrades.is_empty() {
-            output.say("note: no upgrade is known: such a computer is not sold with more memory, and its graphics are a part of it");
+            output.say(
+                "note: no upgrade is known: this computer is not sold with more memory, and its graphics are built in",
+            );
         }
     }
     match (args.emit, output.format()) {
@@ -330,7 +346,7 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             emitted.notes.iter().for_each(|note| output.say(&format!("note: {note}")));
             if let Some(what_if) = &plan.model.what_if {
                 let path = &plan.model.path;
-                output.say(&format!("note: {path} does not exist yet; this makes it: {}", what_if.command));
+                output.say(&format!("note: {path} does not exist yet; this command makes it: {}", what_if.command));
             }
             let of_machine = ["device-not-used", "server-not-used"];
             for warning in plan.warnings.iter().filter(|warning| of_machine.contains(&&*warning.code)) {
@@ -366,7 +382,7 @@ fn guessed(plan: &Plan) -> Option<String> {
     let reads = is_split && plan.check.memory.get(HOST).is_some_and(|row| row.model > Bytes::mib(1024));
     (reads && rates.basis.starts_with("guess: host") && plan.machine.host.rates.is_none()).then(|| {
         format!(
-            "note: main memory is guessed to be read at {:.0} GB/s: --cpu NAME or --ram 64G@ddr4-3600x2 says what it is",
+            "note: the speed of main memory is a guess, {:.0} GB/s; --cpu NAME or --ram 64G@ddr4-3600x2 gives the real one",
             rates.memory
         )
     })

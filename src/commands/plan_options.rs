@@ -23,7 +23,7 @@ pub struct PlanOptions {
     pub machine: MachineArgs,
     #[command(flatten)]
     pub launch: LaunchOptions,
-    /// A placement rule set by name, or a YAML file.
+    /// Place tensors by the rules of a built-in set, or of a YAML file.
     #[arg(help_heading = PLAN, long, value_name = "NAME|FILE")]
     pub rules: Option<String>,
     #[command(flatten)]
@@ -172,7 +172,7 @@ impl PlanOptions {
         if !is_plan_file(path) {
             return Ok(());
         }
-        let why = format!("the plan `{}` decides that already", path.display());
+        let why = format!("the plan `{}` has decided that already", path.display());
         self.refuse_typed(|_| and_launch, &why, "leave it out, or name the model instead of the plan to plan again")
     }
 

@@ -25,9 +25,10 @@ const NAMED: [&str; 4] = ["html", "md", "svg", "txt"];
   moeplan report sweep.json -o sweep.svg
   moeplan report plan-a.json plan-b.json bench.json --title 'Three ways' -o report.md")]
 pub struct Args {
-    /// Documents of inspect, check, plan, run, verify, tune, bench or validate, or llama-bench's JSON; `-` is standard input.
+    /// JSON from inspect, check, plan, run, verify, tune, bench, validate or llama-bench; `-` is standard input.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Title of the page.
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
 }
@@ -60,7 +61,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let report = compare::report(&sources, args.title.as_deref());
     output.answer(&match form {
         "html" => html::report(&report),
-        "svg" => html::picture(&report).context("no document here has curves to draw: a sweep or a bench has")?,
+        "svg" => {
+            html::picture(&report).context("none of these documents has curves to draw; a sweep or a bench has")?
+        }
         _ => markdown::report(&report),
     })?;
     Ok(Outcome::Yes)

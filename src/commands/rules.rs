@@ -30,7 +30,7 @@ enum Command {
         #[arg(value_name = "NAME")]
         name: String,
     },
-    /// Show what each rule of a file does: what it matches, in bytes, what an earlier rule took, what goes where.
+    /// Show what each rule of a file does: the bytes it matches, what an earlier rule took, and what goes where.
     Check(Box<CheckArgs>),
 }
 
@@ -43,7 +43,7 @@ struct CheckArgs {
     /// A rule file, or a built-in set by name.
     #[arg(value_name = "FILE|NAME")]
     file: String,
-    /// The model to try it on, as `plan` takes it.
+    /// A model to try the rules on: a file, folder, address or name, as for `plan`.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// The machine and launch that rules which fill devices are carried out for.

@@ -37,20 +37,20 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   moeplan run model.gguf --vram 24G
-  moeplan run hf:owner/repo:Q4_K_M --vram 24G                 (llama-server fetches it)
+  moeplan run hf:owner/repo:Q4_K_M --vram 24G     llama-server downloads it
   moeplan run plan.json -- --port 8080 --jinja
-  moeplan run model.gguf --vram 24G --log            (llama-server's log on standard error)")]
+  moeplan run model.gguf --vram 24G --log             llama-server's log on standard error")]
 pub struct Args {
-    /// A GGUF file to plan for, `hf:owner/repo[:QUANT]` or https://… for llama-server to fetch, or a plan (`moeplan plan --json`).
+    /// A GGUF file to plan for, `hf:owner/repo[:QUANT]` or https://… for llama-server to download, or a plan (`moeplan plan --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
     pub options: PlanOptions,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Plan again, and restart the server, when other programs take or give back more of a card than the margin.
+    /// Plan again and restart the server when other programs take or free more of a card's memory than the margin.
     ///
-    /// NVIDIA cards only. It waits until no request is running; the address stays the same.
+    /// NVIDIA cards only. The restart waits until no request is running; the address stays the same.
     #[arg(long, help_heading = OWN)]
     pub follow: bool,
     /// Pass llama-server's log through to standard error.
@@ -111,13 +111,13 @@ fn start(
         if let Some(free) = free.get(name).filter(|free| row.total() > **free) {
             let needs = row.total();
             output.say(&format!(
-                "warning: {free} of {name} are free now, and the launch needs {needs}: plan again, or close the program that holds it"
+                "warning: {free} of {name} is free now, but the launch needs {needs}: plan again, or close the program that holds the rest"
             ));
         }
     }
     if model_arg::is_remote(&proposal.launch.model) {
         let bytes: Bytes = proposal.model.files.iter().map(|file| file.bytes).sum();
-        output.say(&format!("llama-server fetches {bytes} first, or what its cache lacks of it"));
+        output.say(&format!("llama-server first downloads {bytes}, or as much of it as its cache lacks"));
     }
     output.say(&format!("loading {} in {}", proposal.launch.model.display(), engine.name()));
     let mut running = server.start(&proposal.launch).map_err(anyhow::Error::from)?;
@@ -139,7 +139,7 @@ fn start(
     output.show(&launched)?;
     output.say("");
     output.say(&format!(
-        "ready after {:.1} s at {}   (OpenAI's interface below /v1; Ctrl-C stops it)",
+        "ready after {:.1} s at {}   (OpenAI's API under /v1; Ctrl-C stops it)",
         launched.load_seconds, launched.endpoint
     ));
     let path = &proposal.launch.model;
@@ -171,13 +171,13 @@ struct Follow<'a> {
 impl<'a> Follow<'a> {
     fn new(args: &'a Args, engine: &'a Engine) -> Result<Self, Refusal> {
         if is_plan_file(&args.model) {
-            let hint = "name the model instead, and the machine as it was planned for";
-            return Err(Refusal::new("--follow plans again, and a plan's file is one plan", hint));
+            let hint = "name the model instead of the plan, and describe the same machine";
+            return Err(Refusal::new("--follow plans again, but a plan file is one fixed plan", hint));
         }
         let free = free();
         if free.is_empty() {
             return Err(Refusal::new(
-                "--follow needs NVIDIA's driver, and finds no card of it here",
+                "--follow needs an NVIDIA card with its driver, and finds none here",
                 "--follow cannot watch other devices: leave it out",
             ));
         }
@@ -215,9 +215,9 @@ impl<'a> Follow<'a> {
         (self.free, self.seen) = (free, 0);
         match next {
             Err(error) => output.say(&format!("keeping the server: {error:#}")),
-            Ok(next) if !next.fits() => output.say("keeping the server: nothing fits what is free"),
+            Ok(next) if !next.fits() => output.say("keeping the server: no plan fits the memory that is free"),
             Ok(next) if next.launch.run == now.launch.run => {
-                output.say("keeping the server: it is still the best");
+                output.say("keeping the server: its plan is still the best");
             }
             Ok(next) => return Some(next),
         }

@@ -25,33 +25,38 @@ use crate::synth::{self, Check, Totals, Wish, recipe, spec, synthesize};
   moeplan synth phi-3.5-moe --tiny --weights random -o tiny.gguf   a few MiB; llama.cpp runs it
   moeplan synth --list")]
 pub struct Args {
-    /// The model, as `--list` names it.
+    /// The name of a model, from `--list`.
     #[arg(required_unless_present = "list")]
     pub spec: Option<String>,
-    /// Show the known models and their totals.
+    /// List the known models and their totals.
     #[arg(long, conflicts_with = "spec")]
     pub list: bool,
-    /// Type mix, as llama-quantize names it (F16, Q8_0, Q4_K_M, MXFP4_MOE …); default: the published file's.
+    /// Tensor types, by llama-quantize's name: F16, Q8_0, Q4_K_M, MXFP4_MOE … [default: those of the published file].
     #[arg(long, value_name = "TYPE", value_parser = parse_recipe)]
     pub recipe: Option<recipe::Recipe>,
+    /// What the file has as weights.
     #[arg(long, value_enum, default_value_t = Weights::Hole, value_name = "KIND")]
     pub weights: Weights,
+    /// With random weights: how often the routers choose each expert.
     #[arg(long, value_enum, default_value_t = Routing::Even, value_name = "KIND")]
     pub routing: Routing,
     /// A small sibling (4 blocks, a few experts, 1024 tokens) that llama.cpp loads and runs in a second.
     #[arg(long)]
     pub tiny: bool,
+    /// Seed of the random weights; the same seed gives the same file.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
-    /// Only the first N blocks.
+    /// Write only the first N blocks.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub blocks: Option<u32>,
+    /// Split the model into N files.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub shards: u16,
     /// Byte order; `big` works only without weights.
     #[arg(long, default_value = "little", value_name = "ORDER",
         value_parser = PossibleValuesParser::new(["little", "big"]).map(byte_order))]
     pub endian: ByteOrder,
+    /// Version of the GGUF format.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=3))]
     pub gguf_version: u32,
 }
@@ -59,18 +64,18 @@ pub struct Args {
 /// What the tensors hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Weights {
-    /// Nothing: the file has its full length but takes no disk space.
+    /// None: the file has its full length but takes almost no disk space.
     Hole,
-    /// Random numbers that load and run.
+    /// Random numbers, with which llama.cpp loads and runs the model.
     Random,
 }
 
 /// How random routers choose experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Routing {
-    /// All about equally often.
+    /// All experts about equally often.
     Even,
-    /// A few much more often than the others, as in real models.
+    /// A few experts much more often than the others, as in real models.
     Skewed,
 }
 

@@ -36,17 +36,17 @@ const FRESH: Duration = Duration::from_hours(24);
 #[command(after_help = "Examples:
   moeplan tune model.gguf --vram 24G
   moeplan tune model.gguf --vram 24G -c 32768 --prompt 4096 --depth 16384 --minutes 30
-  moeplan tune model.gguf --journal tune.jsonl       (interrupted? the same command continues)")]
+  moeplan tune model.gguf --journal tune.jsonl         if interrupted, the same command continues")]
 pub struct Args {
     /// A GGUF file to plan for, or a plan (`moeplan plan --explain --json`).
     #[arg(value_name = "MODEL|PLAN")]
     pub model: PathBuf,
     #[command(flatten)]
     pub options: PlanOptions,
-    /// Time limit in minutes: no measurement that would end later is started, except the first.
+    /// Time limit in minutes; except for the first, no measurement starts that would end later.
     #[arg(long, help_heading = OWN, value_name = "N", default_value_t = 20.0, value_parser = minutes)]
     pub minutes: f64,
-    /// File that keeps every measurement; an interrupted tuning resumes from it [default: in the state folder].
+    /// File that keeps every measurement, from which an interrupted run resumes [default: in the state folder].
     #[arg(long, help_heading = OWN, value_name = "FILE")]
     pub journal: Option<PathBuf>,
     #[command(flatten)]
@@ -152,7 +152,7 @@ fn journal_file(args: &Args) -> anyhow::Result<(PathBuf, String)> {
     let path = args.journal.clone().or_else(own).context("no folder for the journal: give --journal FILE")?;
     let folder = path.parent().unwrap_or(Path::new(""));
     std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make `{}`: give another --journal FILE", folder.display()))?;
+        .with_context(|| format!("cannot create `{}`: give another --journal FILE", folder.display()))?;
     files::check_append(&path)?;
     // A device is written to; reading one may never end.
     let bytes = if path.is_file() { std::fs::read(&path) } else { Ok(Vec::new()) };
@@ -236,7 +236,7 @@ impl Tuning {
             Ok(seen) if !seen.interrupted => seen,
             Ok(_) | Err(runtime::Error { kind: runtime::Kind::Interrupted, .. }) => {
                 let journal = self.journal.display();
-                output.say(&format!("what was measured is kept in {journal}: the same command continues"));
+                output.say(&format!("the measurements are kept in {journal}, and the same command continues"));
                 return Err(runtime::Error::interrupted().into());
             }
             Err(error) if error.is_of_every_launch() && self.race.entrants.iter().all(|e| e.visits.is_empty()) => {
@@ -270,7 +270,7 @@ impl Tuning {
         let kept = files::append(&self.journal, &line);
         self.unkept = kept.with_context(|| format!("cannot write the journal `{}`", self.journal.display())).err();
         if !self.race.add(visit) {
-            self.race.entrants[at].failure = Some("the server's replies carry no speed".to_string());
+            self.race.entrants[at].failure = Some("the server's replies report no speed".to_string());
         }
         // What the devices showed is evidence for later plans.
         if candidate.kind != Kind::Fit {
@@ -280,7 +280,7 @@ impl Tuning {
                 Ok(evidence::store::keep(&seen, &expected, &launch)?)
             };
             if let Err(error) = keep() {
-                output.say(&format!("warning: what the devices showed is not kept: {error}"));
+                output.say(&format!("warning: cannot keep what was measured of the devices: {error}"));
             }
         }
         Ok(())

@@ -29,9 +29,9 @@ use crate::suite::{checklist, facts};
 use crate::tune;
 use crate::{files, memory};
 
-/// Run a whole suite over models: a checklist, every line ticked with evidence or not ticked with the reason.
+/// Run a whole suite on models, and print a checklist: each line is ticked with evidence, or open with the reason.
 #[derive(Debug, clap::Args)]
-#[command(mut_arg("depth", |arg| arg.long("plan-depth")))]
+#[command(mut_arg("depth", |arg| arg.long("plan-depth").help("Tokens in the context before the turn to plan for")))]
 #[command(after_help = "Examples:
   moeplan validate --model gpt-oss-20b=gpt-oss-20b.gguf --vram 80G --results results
   moeplan validate my-suite.yaml --model small=small.gguf --backend rpc --vram 64M --threads 1
@@ -40,10 +40,10 @@ pub struct Args {
     /// A built-in suite, or a YAML file.
     #[arg(value_name = "SUITE", default_value = "moe-cpu-offload")]
     pub suite: String,
-    /// A model's file, by the name that the suite gives it; without NAME, the suite's expectations identify it.
+    /// The file of a model, which the suite calls NAME; without NAME, the suite's expectations identify it.
     #[arg(long, value_name = "[NAME=]PATH")]
     pub model: Vec<String>,
-    /// Folder for results; a later run with the same folder continues there.
+    /// Folder for results; a later run with the same folder continues from them.
     #[arg(long, value_name = "DIR", default_value = "moeplan-validation")]
     pub results: PathBuf,
     #[command(flatten)]
@@ -69,7 +69,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut named = named(&args.model, &suite)?;
     for other in named.iter().filter(|model| model.expected.is_none()) {
         output.say(&format!(
-            "note: {} is not a model of the suite {}: it is run, and nothing is expected of its header",
+            "note: {} is not a model of the suite {}: it is run, but its header is not checked",
             other.name, suite.name
         ));
     }
@@ -98,7 +98,7 @@ pub fn run(mut args: Args, output: &Output) -> anyhow::Result<Outcome> {
     write_whole(&shared.store, &mut document)?;
     let kept = shared.models(&named, &mut document);
     if kept.as_ref().is_err_and(interrupt::is_cause) {
-        output.say(&format!("what was measured is kept in {}: the same command continues", args.results.display()));
+        output.say(&format!("the measurements are kept in {}, and the same command continues", args.results.display()));
         return kept.map(|()| Outcome::Yes);
     }
     output.show(&document)?;

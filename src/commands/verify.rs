@@ -50,10 +50,10 @@ pub struct MeasureArgs {
     /// What runs the launch.
     #[arg(long, value_enum, default_value_t = Runs::Auto, value_name = "RUNTIME")]
     pub runtime: Runs,
-    /// Prompt tokens to process in the measurement; fewer where the context is shorter.
+    /// Prompt tokens to process in the measurement; fewer if the context is shorter.
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub measure_prompt: u32,
-    /// A text to continue instead.
+    /// Use this text as the prompt instead.
     #[arg(long, value_name = "TEXT", conflicts_with = "measure_prompt")]
     pub text: Option<String>,
     /// Tokens in the context before the prompt.
@@ -62,13 +62,13 @@ pub struct MeasureArgs {
     /// Tokens to generate in the measurement.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub measure_generate: u32,
-    /// How many times to measure, for the spread of the speed [default: 3 with llama-server, 1 embedded].
+    /// How many times to measure, to see how much the speed varies [default: 3 with llama-server, 1 embedded].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: Option<u32>,
-    /// Use N software devices (local RPC servers on the processor) with a command line after `--`.
+    /// Run the command after `--` with N software devices (local RPC servers on the processor).
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rpc_devices: u16,
-    /// Only ask llama.cpp what the launch would allocate; nothing is loaded.
+    /// Load nothing; only ask llama.cpp what the launch would allocate.
     #[arg(long)]
     pub project: bool,
 }
@@ -136,9 +136,11 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
         return answered.and(Err(Error::interrupted().into()));
     }
     match kept {
-        Ok(Some(path)) => output.say(&format!("what the devices showed is kept for later plans in {}", path.display())),
+        Ok(Some(path)) => {
+            output.say(&format!("what was measured of the devices is kept for later plans in {}", path.display()))
+        }
         Ok(None) => {}
-        Err(error) => output.say(&format!("warning: what the devices showed is not kept: {error}")),
+        Err(error) => output.say(&format!("warning: cannot keep what was measured of the devices: {error}")),
     }
     answered?;
     if !proposal.fits() {

@@ -33,14 +33,14 @@ pub enum Form {
     Args,
     /// A shell script.
     Shell,
-    /// A script of PowerShell.
+    /// A PowerShell script.
     #[cfg_attr(feature = "cli", value(name = "powershell"))]
     PowerShell,
     /// LLAMA_ARG_* variables, for a shell, systemd or Compose.
     Env,
     /// A section of llama.cpp's models.ini (`llama-server --models-preset FILE`).
     Ini,
-    /// A model of llama-swap's configuration.
+    /// A model entry for llama-swap's configuration.
     LlamaSwap,
     /// A Compose file with llama.cpp's image.
     Compose,
@@ -50,12 +50,12 @@ pub enum Form {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Runner {
-    /// The server.
+    /// llama-server.
     #[default]
     LlamaServer,
-    /// The benchmark, with the turn's prompt, generation and depth.
+    /// llama-bench, with the turn's prompt, generation and depth.
     LlamaBench,
-    /// llama.cpp linked into a program: the fields of its parameter structures, as JSON (with --emit args).
+    /// A program that links llama.cpp: the fields of its parameter structures, as JSON (with --emit args).
     Embedded,
 }
 

@@ -39,7 +39,7 @@ pub(super) fn of(
             add(
                 "unknown-architecture",
                 format!("llama.cpp b11434 does not know the architecture `{}`", model.architecture),
-                "roles are inferred from tensor names alone; a fork or a newer llama.cpp may load it",
+                "roles are inferred from the names of the tensors; a fork or a newer llama.cpp may load it",
             );
         }
         let keys = refused.iter().filter_map(|fault| match fault {
@@ -115,7 +115,11 @@ pub(super) fn of(
     }
     if let (Some(stated), Basis::Contradicted) = (file_type, basis) {
         let message = format!("general.file_type says {stated}, but no tensor has that type");
-        add("file-type-differs", message, "the sizes here come from the tensors themselves; trust them, not the label");
+        add(
+            "file-type-differs",
+            message,
+            "the sizes shown here come from the tensors themselves: trust these, not the label",
+        );
     }
     let other = bytes.by_role.get(&Role::Other).copied().unwrap_or_default();
     if is_model && other.0 > bytes.total.0 / 10 {

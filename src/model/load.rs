@@ -51,7 +51,7 @@ impl Fault {
     }
 }
 
-const OTHER_PROGRAM: &str = "it is incomplete, or laid out for another program (ollama makes such files); take a GGUF made by llama.cpp's convert_hf_to_gguf.py";
+const OTHER_PROGRAM: &str = "it is incomplete, or made for another program (ollama makes such files); use a GGUF made by llama.cpp's convert_hf_to_gguf.py";
 
 impl Model {
     /// What llama.cpp's loader would refuse first. A model whose architecture has no rules is not checked.

@@ -579,8 +579,11 @@ pub(super) fn without_idle(
     let then = if renamed.is_empty() { String::new() } else { format!("; {} without {it}", renamed.join(", ")) };
     let warning = Warning {
         code: "server-not-used".into(),
-        message: format!("nothing goes to the RPC {what} {}: the command leaves {it} out{then}", servers.join(", ")),
-        hint: format!("a larger budget for {it} may change that"),
+        message: format!(
+            "the plan has no use for the RPC {what} {}: the command leaves {it} out{then}",
+            servers.join(", ")
+        ),
+        hint: format!("with a larger budget, the plan may use {it}"),
     };
     Some((left, request, warning))
 }

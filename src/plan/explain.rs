@@ -12,12 +12,16 @@ use crate::bytes::{Bytes, GIB};
 use crate::checkup::Row;
 use crate::fit::{self, Fitted};
 use crate::gguf::GgmlType;
-use crate::memory::{Error, HOST};
+use crate::machine::Device;
+use crate::memory::{Error, HOST, MemoryBreakdown};
 use crate::number::{signed, typeset};
 use crate::rules::Role;
 use crate::run::{Choice as _, Dialect, LoadMode, OFFLOAD_MIN_BATCH, RunConfig, args, spelling};
 use crate::speed::prices::limited;
 use crate::speed::{Speed, Term};
+
+/// What to change, the bytes that it frees, and what it costs.
+type Fix = (String, Bytes, String);
 
 /// Another launch beside the one that is proposed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,7 +77,7 @@ pub struct Rung {
     pub turn_seconds: f64,
 }
 
-/// One term of the fullest device, and what would make it smaller.
+/// One term of a device, and what would make it smaller.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
@@ -285,27 +289,40 @@ impl Subject<'_> {
         Ok(found)
     }
 
-    /// The terms of the fullest device.
+    /// The terms of every device, the fullest first.
     fn terms(&self) -> Vec<Explanation> {
         let forecast = &self.candidate.forecast;
         let devices = self.problem.machine.devices.iter();
-        let rows = devices.filter_map(|device| Some((device, forecast.memory.get(&device.name)?)));
+        let mut rows: Vec<_> =
+            devices.filter_map(|device| Some((device, forecast.memory.get(&device.name)?))).collect();
         // What is over its budget is the fullest.
-        let Some((device, row)) = rows.min_by_key(|(device, row)| device.total.saturating_sub(row.total())) else {
-            return Vec::new();
-        };
-        let experts = self.candidate.expert_split(self.problem).by_device.remove(&device.name).unwrap_or_default();
-        let (run, margin) = (&self.candidate.run, self.problem.request.margin);
+        rows.sort_by_key(|(device, row)| device.total.saturating_sub(row.total()));
+        let run = &self.candidate.run;
         let n_ubatch = (run.n_ubatch / 2).max(64);
-        let fixed = |costs: &str| (String::new(), Bytes(0), costs.to_string());
-        let of_context = match quantized(run) {
-            Some(run) => self.cheaper(&device.name, QUANTIZED, run, ", and precision of the cache"),
-            None => fixed("the cache is quantized already"),
+        let quantized = quantized(run).map(|run| self.problem.judge(run));
+        let smaller = self.problem.judge(RunConfig { n_ubatch, ..run.clone() });
+        let ubatch = format!("-ub {n_ubatch}");
+        let of = |(device, row)| {
+            let of_context =
+                quantized.as_ref().map(|other| self.cheaper(device, QUANTIZED, other, ", and precision of the cache"));
+            self.terms_of(device, row, of_context, self.cheaper(device, &ubatch, &smaller, ""))
         };
-        let smaller = RunConfig { n_ubatch, ..run.clone() };
-        let of_compute = self.cheaper(&device.name, &format!("-ub {n_ubatch}"), smaller, "");
+        rows.into_iter().flat_map(of).collect()
+    }
+
+    fn terms_of(
+        &self,
+        device: &Device,
+        row: &MemoryBreakdown,
+        of_context: Option<Fix>,
+        of_compute: Fix,
+    ) -> Vec<Explanation> {
+        let experts = self.candidate.expert_split(self.problem).by_device.remove(&device.name).unwrap_or_default();
+        let margin = self.problem.request.margin;
+        let fixed = |costs: &str| (String::new(), Bytes(0), costs.to_string());
+        let of_context = of_context.unwrap_or_else(|| fixed("the cache is quantized already"));
         let others = row.model.saturating_sub(experts); // Padding may be counted with the experts.
-        let term = |(what, bytes, (fix, saves, costs)): (&str, Bytes, (String, Bytes, String))| Explanation {
+        let term = |(what, bytes, (fix, saves, costs)): (&str, Bytes, Fix)| Explanation {
             term: format!("{what} on {}", device.name),
             bytes,
             fix,
@@ -337,13 +354,14 @@ impl Subject<'_> {
     }
 
     /// What a change frees of a device with the same placement, and what it costs.
-    fn cheaper(&self, device: &str, fix: &str, changed: RunConfig, quality: &str) -> (String, Bytes, String) {
-        let other = match self.problem.judge(changed) {
+    fn cheaper(&self, device: &Device, fix: &str, changed: &Result<Candidate, Error>, quality: &str) -> Fix {
+        let other = match changed {
             Ok(other) => other,
             Err(error) => return (String::new(), Bytes(0), error.to_string()),
         };
         // A change that takes more saves nothing.
-        let saves = self.candidate.forecast.total(device).saturating_sub(other.forecast.total(device));
+        let total = |of: &Candidate| of.forecast.total(&device.name);
+        let saves = total(self.candidate).saturating_sub(total(other));
         let change = other.estimate.turn_seconds / self.candidate.estimate.turn_seconds - 1.0;
         let change = typeset(&signed(change * 100.0, 1));
         (fix.to_string(), saves, format!("{change}% of the turn's time with the same placement{quality}"))
@@ -393,7 +411,7 @@ impl Subject<'_> {
             to.run.ctx_checkpoints = fewer;
         });
         fix(request.margin > Bytes(0), "--margin 0", NO_MARGIN, &|to| to.margin = Bytes(0));
-        fix(run.offload_kqv, "-nkvo", "the context goes to the host, and attention with it", &|to| {
+        fix(run.offload_kqv, "-nkvo", "moves the context to the host, and attention with it", &|to| {
             to.run.offload_kqv = false;
         });
         found.sort_by(|a: &Alternative, b| a.turn_seconds.total_cmp(&b.turn_seconds));
@@ -441,7 +459,7 @@ impl Subject<'_> {
 }
 
 /// Contexts of the ladder beside the model's own, in tokens.
-const LADDER: [u32; 4] = [8192, 32768, 65536, 131_072];
+pub(super) const LADDER: [u32; 4] = [8192, 32768, 65536, 131_072];
 const QUANTIZED: &str = "-ctk q8_0 -ctv q8_0";
 const QUALITY: &str = "a quantized cache lowers quality, which speed figures do not show";
 const NO_MARGIN: &str = "this leaves no margin for prediction error";

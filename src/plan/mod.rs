@@ -310,6 +310,9 @@ fn solve_with(problem: &Problem<'_>) -> Result<Candidate, Error> {
     Ok(problem.solve_in_context(&problem.request.start(problem.model, problem.machine))?)
 }
 
+/// Tokens of context of which a plan says that they are few: the least of its ladder.
+const SHORT: u32 = explain::LADDER[0];
+
 pub fn plan(model: &Model, path: &str, machine: &Machine, request: &Request) -> Result<Plan, Error> {
     planned(model, path, machine, request, true)
 }
@@ -391,7 +394,10 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         && trained > 0
         && n_ctx / request.slots() > trained
     {
-        let message = format!("-c {n_ctx} is more than the model was trained on: {} tokens", thousands(trained.into()));
+        let message = format!(
+            "-c {n_ctx} is longer than the context that the model was trained on, {} tokens",
+            thousands(trained.into())
+        );
         warn("context-beyond-training", message, "-c max stays within it");
     }
     let numbers = &candidate.forecast.numbers;
@@ -400,21 +406,35 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         let Turn { prompt, generate, depth, .. } = request.turn;
         let timed = if depth > 0 { format!("{depth} + ") } else { String::new() };
         let message = format!(
-            "the turn that is timed is longer than a slot's context: {timed}{prompt} + {generate} tokens, and {slot} of context"
+            "the turn is longer than a slot's context: {timed}{prompt} + {generate} tokens, but the context is {slot}"
         );
         let room = padded(tokens).saturating_mul(numbers.n_stream.max(1));
-        let shorter = "--prompt, --generate and --depth say how long yours are";
+        let shorter = "--prompt, --generate and --depth describe your turns";
         let is_choice = request.context == ContextChoice::Max || (trained > 0 && tokens > trained);
         let hint = if is_choice { shorter.to_string() } else { format!("-c {room} has room for it; {shorter}") };
         warn("turn-beyond-context", message, &hint);
     }
+    if request.context == ContextChoice::Auto
+        && candidate.fits()
+        && slot < SHORT
+        && (trained == 0 || trained >= SHORT)
+        && tokens <= slot
+    {
+        let whole = SHORT.saturating_mul(numbers.n_stream.max(1));
+        let (of, each) = match request.slots() {
+            1 => ("the context is".into(), ""),
+            slots => (format!("each of the {slots} slots has"), " in each slot"),
+        };
+        let message = format!("{of} {} tokens, which a long conversation exceeds", thousands(slot.into()));
+        warn("short-context", message, &format!("-c {whole} plans for {}{each}", thousands(SHORT.into())));
+    }
     let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {
         let message = format!(
-            "-lm none takes {} of main memory, whose size was not given",
+            "-lm none needs {} of main memory, but its size was not given",
             table + candidate.forecast.host_needs.least()
         );
-        warn("main-memory-unknown", message, "--ram SIZE checks it; -lm auto maps the file, which is slower");
+        warn("main-memory-unknown", message, "give --ram SIZE; or -lm auto, which maps the file and is slower");
     }
     // What stays in the mapped file and does not fit into main memory comes from the disk.
     if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.forecast.placement.is_mapped) {
@@ -438,7 +458,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         && let Some(mib) = candidate.run.cache_ram
     {
         let message = format!("main memory has room for {mib} MiB of prompt cache, not for llama-server's 8192");
-        warn("prompt-cache", message, "your own --cache-ram overrides this");
+        warn("prompt-cache", message, "--cache-ram N overrides this");
     }
     warnings
 }

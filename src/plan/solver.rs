@@ -28,20 +28,20 @@ pub enum Strategy {
     /// As many whole blocks on the devices as fit, then single tensors of one more; if not even that fits, dense
     /// feed-forward tensors, the output and whole layers move to the host too.
     Auto,
-    /// All on the host.
+    /// All routed experts on the host.
     ExpertsOnHost,
-    /// Whole blocks from the first, as `--n-cpu-moe N` with the smallest N that fits (written as `-ot`).
+    /// Those of the first blocks on the host, like `--n-cpu-moe N` with the smallest N that fits (written as `-ot`).
     FirstN,
-    /// None on the host.
+    /// No routed experts on the host.
     AllOnDevice,
-    /// Only what the user's rules say.
+    /// Only as your rules say.
     Rules,
 }
 
 /// Speeds that differ by no more than this share are the same.
 pub const TIE: f64 = 0.001;
 
-/// What the best launch is best at.
+/// What the launch is optimised for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -50,9 +50,9 @@ pub enum Objective {
     /// The time of a turn: prompt ÷ pp + generated ÷ tg, at its depth.
     #[default]
     Turn,
-    /// Generation.
+    /// The speed of generation.
     Tg,
-    /// Prompt processing.
+    /// The speed of prompt processing.
     Pp,
     /// The longest context, then the time of a turn.
     Context,

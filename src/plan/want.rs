@@ -243,7 +243,7 @@ pub fn want(
         budget: told(asked.budget(machine, reached)?)?,
         card: told(asked.card(machine))?,
         more_cards: if reached { Change::default() } else { told(asked.more_cards(machine)?)? },
-        main_memory: told(asked.main_memory(machine)?)?,
+        main_memory: told(asked.main_memory(machine, reached)?)?,
         memory_speed: told(asked.memory_speed(machine)?)?,
     })
 }
@@ -271,8 +271,9 @@ pub fn upgrades(
     {
         let nominal = only.sold_as.map_or(only.total.0.div_ceil(GIB), u64::from);
         let is_larger = |card: &Candidate| {
-            let is_faster = device_rates(&card.device).weights >= device_rates(only).weights;
-            u64::from(card.sold.gb) > nominal && card.card.runs(only.backend) && is_faster
+            let (new, own) = (device_rates(&card.device), device_rates(only));
+            let is_slower = new.weights < own.weights || new.products < own.products;
+            u64::from(card.sold.gb) > nominal && card.card.runs(only.backend) && !is_slower
         };
         if let Some(card) = cards(Some(only)).into_iter().find(is_larger) {
             answers.push(asked.with_card(machine, &card)?);
@@ -390,8 +391,13 @@ impl<'a> Asked<'a> {
         unreached.map_or_else(|| self.plan(machine, own, value, label), Ok)
     }
 
-    /// The least step from 1 on whose plan gives what is wanted: `first` steps, doubled as long as that helps, then bisection.
-    fn least(&self, what: &str, first: u64, mut at: impl FnMut(u64) -> Result<Answer, Error>) -> Result<Change, Error> {
+    /// The least step above `none` whose plan gives what is wanted: `first` steps, doubled as long as that helps, then bisection.
+    fn least(
+        &self,
+        what: &str,
+        (none, first): (u64, u64),
+        mut at: impl FnMut(u64) -> Result<Answer, Error>,
+    ) -> Result<Change, Error> {
         let (mut most, mut top) = (first, at(first)?);
         for _ in 0..DOUBLINGS {
             if self.is_reached(&top) {
@@ -406,9 +412,9 @@ impl<'a> Asked<'a> {
         }
         if !self.is_reached(&top) {
             let missing = self.missing(&top);
-            return Ok(Change::none(format!("{what} alone does not reach it: {missing}, and more gains nothing")));
+            return Ok(Change::none(format!("{what} is not enough: {missing}, and more gains nothing")));
         }
-        Ok(Change { answers: vec![self.bisected((0, most), top, at)?], reason: None })
+        Ok(Change { answers: vec![self.bisected((none, most), top, at)?], reason: None })
     }
 
     /// Of two steps, of which the greater one's plan gives what is wanted: the least between them that does.
@@ -455,7 +461,7 @@ impl<'a> Asked<'a> {
         if let Some(ram) = machine.host.ram.filter(|_| machine.is_unified()) {
             if reached {
                 return Ok(Change::none(
-                    "No smaller budget is tried: the graphics use main memory, which is there anyway",
+                    "No smaller budget was tried: the graphics use main memory, which the machine has anyway",
                 ));
             }
             let (now, most) = (largest / STEP, ram.0 / STEP);
@@ -463,15 +469,15 @@ impl<'a> Asked<'a> {
             if now >= most || !self.is_reached(&top) {
                 let missing = self.missing(&top);
                 return Ok(Change::none(format!(
-                    "A larger part of main memory for the graphics alone does not reach it: {missing}"
+                    "A larger share of main memory for the graphics is not enough: {missing}"
                 )));
             }
             return Ok(Change { answers: vec![self.bisected((now, most), top, at)?], reason: None });
         }
-        self.least("A larger budget", of_model.0.div_ceil(STEP).max(16), at)
+        self.least("A larger budget", (0, of_model.0.div_ceil(STEP).max(16)), at)
     }
 
-    fn main_memory(&self, machine: &Machine) -> Result<Change, Error> {
+    fn main_memory(&self, machine: &Machine, reached: bool) -> Result<Change, Error> {
         if machine.is_unified() {
             let mut last = None;
             for gib in sizes(machine).into_iter().map(u64::from) {
@@ -482,15 +488,18 @@ impl<'a> Asked<'a> {
                 last = Some(self.missing(&answer));
             }
             let reason = match last {
-                Some(last) => format!(
-                    "More main memory alone does not reach it, in no size that such computers are sold with: {last}"
-                ),
-                None => "No main memory is tried: no size is known that such computers are sold with".into(),
+                Some(last) => {
+                    format!("More main memory is not enough, in any size that such computers are sold with: {last}")
+                }
+                None => "No main memory was tried: the sizes that such computers are sold with are not known".into(),
             };
             return Ok(Change::none(reason));
         }
         let of_model: Bytes = self.model.tensors.iter().map(|tensor| tensor.bytes).sum();
-        self.least("More main memory", of_model.0.div_ceil(GIB) + 4, |gib| self.with_main_memory(machine, gib))
+        // Where it is not reached, what the machine has is not enough.
+        let has = machine.host.ram.filter(|_| !reached).map_or(0, |ram| ram.0.div_ceil(GIB));
+        let first = (of_model.0.div_ceil(GIB) + 4).max(has + 1);
+        self.least("More main memory", (has, first), |gib| self.with_main_memory(machine, gib))
     }
 
     fn with_main_memory(&self, machine: &Machine, gib: u64) -> Result<Answer, Error> {
@@ -505,7 +514,7 @@ impl<'a> Asked<'a> {
     fn memory_speed(&self, machine: &Machine) -> Result<Change, Error> {
         if machine.is_unified() {
             return Ok(Change::none(
-                "No memory speed is tried: main memory is soldered in, and the graphics use it too",
+                "No memory speed was tried: main memory is soldered in, and the graphics use it too",
             ));
         }
         // A known processor takes one kind; what it is not sold with is no answer.
@@ -519,7 +528,7 @@ impl<'a> Asked<'a> {
                 last = Some(self.missing(&answer));
             }
             let missing = last.unwrap_or_default();
-            return Ok(Change::none(format!("No memory that a {name} takes reaches it: {missing}")));
+            return Ok(Change::none(format!("No memory that a {name} takes is fast enough: {missing}")));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
         let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);
@@ -530,7 +539,7 @@ impl<'a> Asked<'a> {
             top = at(range.1)?;
         }
         if !self.is_reached(&top) {
-            return Ok(Change::none(format!("Faster main memory alone does not reach it: {}", self.missing(&top))));
+            return Ok(Change::none(format!("Faster main memory is not enough: {}", self.missing(&top))));
         }
         let least = self.bisected(range, top, at)?;
         let enough = host_rates(&least.machine.host).memory;
@@ -558,7 +567,7 @@ impl<'a> Asked<'a> {
     /// The smallest cards that reach it; a card that the request cannot be carried out on does not.
     fn card(&self, machine: &Machine) -> Change {
         if machine.is_unified() {
-            return Change::none("No card is tried: the graphics are a part of their computer");
+            return Change::none("No card was tried: the graphics are part of their computer");
         }
         let (mut answers, mut last) = (Vec::new(), None);
         for card in cards(machine.devices.first()) {
@@ -571,7 +580,7 @@ impl<'a> Asked<'a> {
                 break;
             }
         }
-        let none = || format!("No single known card is enough: {}", last.unwrap_or_default());
+        let none = || format!("No single card is enough: {}", last.unwrap_or_default());
         let reason = answers.is_empty().then(none);
         Change { answers, reason }
     }
@@ -595,7 +604,7 @@ impl<'a> Asked<'a> {
             last = Some(self.missing(&answer));
         }
         Ok(last.map_or_else(Change::default, |last| {
-            Change::none(format!("More cards of the same kind do not reach it: {last}"))
+            Change::none(format!("More cards of the same kind are not enough: {last}"))
         }))
     }
 

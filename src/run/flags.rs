@@ -244,7 +244,7 @@ macro_rules! switch {
 pub static ROWS: &[Flag] = &[
     Flag::new("-c --ctx-size", CONTEXT).env("LLAMA_ARG_CTX_SIZE"),
     Flag::new("-np --parallel", optional!(n_parallel, Given::slots)).env("LLAMA_ARG_N_PARALLEL")
-        .option("N", "Slots of the server (llama.cpp: -np) [default: 1]"),
+        .option("N", "Slots of llama-server (llama.cpp: -np) [default: 1]"),
     Flag::new("-kvu --kv-unified", KV_UNIFIED).env("LLAMA_ARG_KV_UNIFIED").alone("-no-kvu --no-kv-unified").not_in_ik().only(SERVER),
     Flag::new("--kv-unified-per-slot", optional!(kv_unified_per_slot, Given::positive)).env("LLAMA_ARG_KV_UNIFIED_PER_SLOT").not_in_ik().only(SERVER),
     Flag::new("-b --batch-size", number!(n_batch, Given::natural)).env("LLAMA_ARG_BATCH").bench("-b --batch-size")
@@ -264,25 +264,25 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-sm --split-mode", field!(split_mode, Given::choice, word)).env("LLAMA_ARG_SPLIT_MODE").bench("-sm --split-mode").instead(BY_LAYERS),
     Flag::new("-mg --main-gpu", number!(main_gpu, Given::integer)).env("LLAMA_ARG_MAIN_GPU").bench("-mg --main-gpu").instead(BY_LAYERS),
     Flag::new("-ts --tensor-split", TENSOR_SPLIT).env("LLAMA_ARG_TENSOR_SPLIT").bench("-ts --tensor-split")
-        .option("SHARE,…", "Shares of the layers by device (llama.cpp: -ts)"),
+        .option("SHARE,…", "Share of the layers for each device (llama.cpp: -ts)"),
     Flag::new("-ot --override-tensor", OVERRIDES).env("LLAMA_ARG_OVERRIDE_TENSOR").bench("-ot --override-tensor")
         .option("PATTERN=BUFFER,…", "Your own overrides, tried first (llama.cpp: -ot)"),
     Flag::new("-cmoe --cpu-moe", CPU_MOE).env("LLAMA_ARG_CPU_MOE").alone("")
-        .option("", "All routed experts on the host (llama.cpp: -cmoe)"),
+        .option("", "Put all routed experts on the host (llama.cpp: -cmoe)"),
     Flag::new("-ncmoe --n-cpu-moe", N_CPU_MOE).env("LLAMA_ARG_N_CPU_MOE").bench("-ncmoe --n-cpu-moe")
-        .option("N", "The routed experts of the first N blocks on the host, and more where needed (llama.cpp: -ncmoe)"),
+        .option("N", "Put the routed experts of the first N blocks on the host, and more if needed (llama.cpp: -ncmoe)"),
     Flag::new("-ncffn --n-cpu-ffn", N_CPU_FFN).env("LLAMA_ARG_N_CPU_FFN").not_in_ik(),
     Flag::new("-t --threads", optional!(n_threads, Given::count)).env("LLAMA_ARG_THREADS").bench("-t --threads")
-        .option("N|auto", "Threads that decode on the host (llama.cpp: -t)"),
+        .option("N|auto", "Threads for generation on the host (llama.cpp: -t)"),
     Flag::new("-tb --threads-batch", optional!(n_threads_batch, Given::count))
-        .option("N", "Threads that process prompts on the host (llama.cpp: -tb)"),
+        .option("N", "Threads for prompts on the host (llama.cpp: -tb)"),
     Flag::new("-lm --load-mode", field!(load_mode, Given::choice, word)).env("LLAMA_ARG_LOAD_MODE").bench("-lm --load-mode").not_in_ik().since(LOAD_MODE)
-        .option("MODE|auto", "How the file is read (llama.cpp: -lm)"),
+        .option("MODE|auto", "How the model file is loaded (llama.cpp: -lm)"),
     Flag::new("-lzm --lazy-mode", field!(lazy_mode, Given::choice, word)).env("LLAMA_ARG_LAZY_MODE").bench("-lzm --lazy-mode").not_in_ik().since(10680),
     Flag::new("-kvo --kv-offload", switch!(offload_kqv)).env("LLAMA_ARG_KV_OFFLOAD").alone("-nkvo --no-kv-offload").bench("-nkvo --no-kv-offload")
-        .option("", "The context on the host (llama.cpp: -nkvo)"),
+        .option("", "Keep the context on the host (llama.cpp: -nkvo)"),
     Flag::new("--op-offload", switch!(op_offload)).alone("--no-op-offload").bench("-nopo --no-op-offload").not_in_ik().since(5622)
-        .option("", "Compute on the host whatever is stored there, even for prompts (llama.cpp: --no-op-offload)"),
+        .option("", "Compute on the host with weights stored there, even for prompts (llama.cpp: --no-op-offload)"),
     Flag::new("--no-host", switch!(no_host)).env("LLAMA_ARG_NO_HOST").alone("").bench("--no-host").not_in_ik(),
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
     Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
@@ -293,10 +293,10 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
     Flag::new("--swa-full", switch!(swa_full)).env("LLAMA_ARG_SWA_FULL").alone(""),
     Flag::new("--cache-ram -cram", optional!(cache_ram, Given::limit)).env("LLAMA_ARG_CACHE_RAM").only(SERVING)
-        .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, less where memory is short]"),
+        .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, or less if memory is short]"),
     Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
     Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11480)
-        .option("MIB|auto", "MiB of device memory for caching host experts; `auto`: as many as pay off (llama.cpp: --moe-cache-mib, b11549)"),
+        .option("MIB|auto", "MiB of device memory that caches host experts; `auto` chooses the most useful size (llama.cpp: --moe-cache-mib, b11549)"),
     Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
     Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
     Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX").only(SERVING),

@@ -27,6 +27,8 @@ pub struct Held {
     pub memory: Option<Bytes>,
     /// The kind of devices that its container's image is built for, where the tag says so.
     pub image: Option<Backend>,
+    /// Paths of its words outside its container, and inside.
+    pub inside: Vec<(String, String)>,
     /// The lines of a preset that its words come from.
     pub lines: BTreeMap<usize, Vec<String>>,
     /// Beside which others of its file it may be loaded.
@@ -449,7 +451,11 @@ impl Held {
         };
         self.strip(&inner, files, true)?;
         let outside = |word: &str| outside(word, folder, &volumes);
-        self.words = self.words.iter().map(|word| outside(word).unwrap_or_else(|| word.clone())).collect();
+        for word in &mut self.words {
+            if let Some(path) = outside(word) {
+                self.inside.push((path.clone(), std::mem::replace(word, path)));
+            }
+        }
         for value in self.environment.values_mut() {
             if let Some(path) = outside(value) {
                 *value = path;

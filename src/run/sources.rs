@@ -123,16 +123,16 @@ pub fn of_command(words: &[String], files: Files<'_>) -> Result<Vec<Held>, Error
     let of_models = preset(&read(&name)?, base.get(1..).unwrap_or_default())?;
     let most = after(&["--models-max"]).or_else(|| held.environment.get("LLAMA_ARG_MODELS_MAX").cloned());
     let most: Option<usize> = most.and_then(|most| most.parse().ok());
-    let Held { environment, notes, memory, image, .. } = held;
+    let Held { environment, notes, memory, image, inside, .. } = held;
     let of_router = |model: Held| {
-        let (environment, notes) = (environment.clone(), notes.clone());
+        let (environment, notes, inside) = (environment.clone(), notes.clone(), inside.clone());
         let loaded = match (&model.loaded, most) {
             // 0 is no limit.
             (Loaded::UpTo { .. }, Some(0)) => Loaded::In(Group::of_all("router")),
             (Loaded::UpTo { .. }, Some(most)) => Loaded::UpTo { most, is_said: true },
             (as_read, _) => as_read.clone(),
         };
-        Held { environment, notes, memory, image, loaded, ..model }
+        Held { environment, notes, memory, image, inside, loaded, ..model }
     };
     Ok(of_models.into_iter().map(of_router).collect())
 }

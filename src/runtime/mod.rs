@@ -374,7 +374,7 @@ impl Error {
     }
 
     fn start(program: &str, source: std::io::Error) -> Self {
-        let hint = "is the program still where it was, and does it run by hand?";
+        let hint = "check that the program is still there, and that it runs by hand";
         Self::setup(format!("cannot start `{program}`"), hint).caused_by(source)
     }
 

@@ -33,8 +33,8 @@ pub fn of(
     let memory = memory(&printed);
     if memory.is_empty() {
         let last = printed.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
-        let message = format!("`{}` projects nothing for `{}`: {last}", program.display(), words.join(" "));
-        let hint = "does the command run with it? leave `--ask` out for moeplan's answer alone";
+        let message = format!("`{}` printed no projection for `{}`: {last}", program.display(), words.join(" "));
+        let hint = "check that the command runs with it; without `--ask`, moeplan answers alone";
         return Err(Error::setup(message, hint).into());
     }
     Ok(Projected { program: program.display().to_string(), version: version(&program)?, memory, predicted })

@@ -229,7 +229,7 @@ fn answer(program: &mut Command, arguments: &[&str]) -> Result<String, Error> {
     let name = program.get_program().display().to_string();
     let failed = |error| {
         let message = format!("cannot ask `{name}` for `{}`", arguments.join(" "));
-        Error::setup(message, "does it run by hand, with its libraries beside it?").caused_by(error)
+        Error::setup(message, "check that it runs by hand, with its libraries beside it").caused_by(error)
     };
     let printed = output(program.args(arguments), Vec::new(), PROBE_LIMIT, PROBE_BYTES).map_err(failed)?;
     if printed.status.is_none() {
@@ -851,7 +851,7 @@ impl Running {
             }
             if moved.elapsed() > stall {
                 let (seconds, log) = (stall.as_secs(), telling(&self.process.log.tail()));
-                let message = format!("llama-server hangs while {DOING}: nothing has moved for {seconds} s{log}");
+                let message = format!("llama-server hangs while {DOING}: nothing has happened for {seconds} s{log}");
                 let hint =
                     "is the disk it reads from still there? An RPC server serves one client at a time: is it free?";
                 return Some(Err(Error::new(Kind::TimedOut, message).with_hint(hint)));

@@ -144,7 +144,25 @@ fn a_plan_that_llama_cpp_refuses_is_a_no() {
     let text = String::from_utf8_lossy(&plan.stdout);
     assert_eq!(plan.status.code(), Some(1), "{text}");
     assert!(text.contains("Would fit, but llama.cpp refuses the command."), "{text}");
-    assert!(text.contains("take the projector that was published with this model"), "{text}");
+    assert!(text.contains("use the projector that was published with this model"), "{text}");
+}
+
+/// A plan beside a command is one that runs where the command does, and is for what was meant.
+#[test]
+fn a_plan_beside_a_command_fits_its_container() {
+    let folder = folder();
+    let docker = "docker run --gpus all -v .:/models ghcr.io/ggml-org/llama.cpp:server";
+    let plan = |words: &str| check(folder.path(), &self::words(words), "", &[]).1["plan"].take();
+    let inside = plan(&format!("{docker}-cuda -m /models/x.gguf -c 1024 -ngl 99 -cmoe"));
+    let of = |what: &str| inside[what].as_str().unwrap_or_default().to_string();
+    assert!(of("command").starts_with("llama-server -m /models/x.gguf "), "{inside}");
+    assert!(of("asked").contains(" x.gguf"), "{inside}");
+    for none in [
+        format!("{docker}-vulkan -m /models/x.gguf -c 1024 -ngl 99 -cmoe"),
+        "llama-server -m x.gguf -c 1k -ngl 99 -cmoe".to_string(),
+    ] {
+        assert!(plan(&none).is_null(), "{none}");
+    }
 }
 
 #[test]
@@ -159,7 +177,9 @@ fn paths_that_nobody_expanded_are_explained() {
         assert!(code == 2 && said.contains(expected) && said.contains("hint: "), "{path}: {said}");
     }
     let (code, _, said) = check(folder.path(), &["llama-server", "--models-dir", "."], "", &[]);
-    assert!(code == 2 && said.contains("`--models-preset FILE` checks all"), "{said}");
+    assert!(code == 2 && said.contains("a router, which picks") && said.contains("check each file"), "{said}");
+    let (code, _, said) = check(folder.path(), &["llama-server", "-c", "4096"], "", &[]);
+    assert!(code == 2 && said.contains("add `-m FILE`"), "{said}");
     let (code, _, said) = check(folder.path(), &["ollama", "run", "x"], "", &[]);
     assert!(code == 2 && said.contains("moeplan list"), "{said}");
 }
@@ -269,7 +289,7 @@ fn an_emitted_compose_file_is_the_plan() {
         let run = run.env("PATH", "").env("HOME", at).env("XDG_CACHE_HOME", at).env_remove("MOEPLAN_LLAMA_SERVER");
         let found = run.output().unwrap();
         let said = String::from_utf8_lossy(&found.stderr).into_owned();
-        assert!(found.status.code() != Some(2) && said.contains("no llama-server is here"), "{command}: {said}");
+        assert!(found.status.code() != Some(2) && said.contains("no llama-server was found here"), "{command}: {said}");
     }
 }
 

@@ -299,12 +299,19 @@ fn a_slip_gets_a_hint() {
         ("check m.gguf", "moeplan check -- llama-server -m m.gguf"),
         ("check -- lama-server -m m.gguf", "llama-server"),
         ("devices --backend cudo", "cuda"),
+        ("plan -fa m.gguf --vram 24G", "give `-fa` a value of its own"),
+        ("plan m.gguf --ram 2x32G@ddr5-6000x2", "64GiB@ddr5-6000x2"),
+        ("plan m.gguf one two/a.gguf --vram 24G --emit ini", "--together plans for models"),
+        ("plan m.gguf one --vram 24G --emit shell", "once for each model"),
+        ("bench m.gguf --streams 4", "`-np N`"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();
         let (code, _, error) = moeplan(here, &words);
         assert_eq!(code, 2, "{line}: {error}");
         let said = error.split_once("hint: ").map_or("", |(_, hint)| hint);
-        let said = if said.is_empty() && error.contains("did you mean") { &error } else { said };
+        // What an option's value should be is told with the value.
+        let is_told = error.contains("did you mean") || error.contains("write the size");
+        let said = if said.is_empty() && is_told { &error } else { said };
         assert!(said.contains(hint), "{line}: {error}");
     }
     let (code, shown, _) =
@@ -313,6 +320,12 @@ fn a_slip_gets_a_hint() {
     let (code, _, shown) = moeplan(here, &[]);
     assert!(code == 2 && shown.contains("Start here:"), "{shown}");
     assert_eq!(moeplan(here, &["inspect", "one"]).0, 0);
+    for (words, of) in
+        [(&["help", "-h"][..], "moeplan [OPTIONS]"), (&["help", "plan", "--help"], "moeplan plan [OPTIONS]")]
+    {
+        let (code, shown, said) = moeplan(here, words);
+        assert!(code == 0 && shown.contains(&format!("Usage: {of}")), "{words:?}: {shown}{said}");
+    }
 }
 
 #[test]
@@ -348,5 +361,5 @@ fn the_curves_of_a_sweep_are_a_picture() {
         assert!(text.starts_with(start), "{name}: {}", text.lines().next().unwrap_or_default());
     }
     let (code, _, error) = moeplan(here, &["report", "plan.json", "-o", "plan.svg"]);
-    assert!(code == 2 && error.contains("no document here has curves"), "{error}");
+    assert!(code == 2 && error.contains("none of these documents has curves"), "{error}");
 }

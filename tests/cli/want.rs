@@ -78,6 +78,8 @@ fn what_is_offered_can_be_had_and_asked_for() {
     assert_eq!(moeplan(folder.path(), &file).0, 0);
     for (machine, expected) in [
         (&["--machine", "m.json"][..], &["one more card", "RTX 5060 TI", "main memory of", "128 GiB of"][..]),
+        // The MI50 is larger, and slower.
+        (&["--gpu", "7900 XTX", "--ram", "64G"], &["one more card", "main memory of", "128 GiB of"]),
         (&["--vram", "4000M", "--ram", "62G"], &["one more card", "", "main memory of", "128 GiB of"]),
         (&["--gpu", "M4 Max", "--ram", "64G"], &["128 GiB of"]),
         (&["--gpu", "M4 Max=24G", "--ram", "64G"], &["128 GiB of"]),

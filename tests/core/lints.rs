@@ -105,6 +105,12 @@ fn fitting_is_replayed() {
         let fit = check.fit.unwrap();
         assert_eq!((check.verdict, fit.n_ctx, fit.failure.as_deref()), (Some(verdict), n_ctx, failure), "{line}");
         assert_eq!(fit.starts, failure.is_none(), "{line}");
+        assert_eq!(fit.moved_blocks > 0, failure.is_none(), "{line}: {}", fit.moved_blocks);
+    }
+    // On two cards too small for the attention of all, its patterns name the output's slot as a block.
+    for budgets in ["CUDA0=3G,CUDA1=3G 64", "CUDA0=2G,CUDA1=6G 64"] {
+        let fit = check(&DEEPSEEK, budgets, "llama-server -c 4096 -np 1", Target::default()).fit.unwrap();
+        assert!((1..=26).contains(&fit.moved_blocks), "{budgets}: {} of {:?}", fit.moved_blocks, fit.args);
     }
     assert_eq!(check(&QWEN, "CUDA0=24G 64", "llama-server -c 8192", Target::default()).fit, None);
     assert_eq!(check(&QWEN, "CUDA0=12G 64", "llama-server -c 8192 -fit off", Target::default()).fit, None);
@@ -409,6 +415,21 @@ static CASES: &[Case] = &[
         "llama-server -c 8192 --cache-ram 0",
     ),
     ("server-memory-beyond-ram", &GPT_OSS, ONE, "llama-server -c 8192 --cache-ram -1", "llama-cli -c 8192"),
+    // After fitting, experts are where the prompt cache would be.
+    (
+        "server-memory-beyond-ram",
+        &QWEN,
+        "CUDA0=8G 20",
+        "llama-server -c 8192 -np 1",
+        "llama-server -c 8192 -np 1 --cache-ram 1024",
+    ),
+    (
+        "server-memory-beyond-ram",
+        &QWEN,
+        "CUDA0=8G 20",
+        "llama-server -c 8192 -np 1",
+        "llama-server -c 8192 -np 1 -fit off",
+    ),
     ("experts-on-one-device", &QWEN, TWO, "llama-server -c 4096 -ncmoe 24", "llama-server -c 4096 -ncmoe 4"),
 ];
 
@@ -607,8 +628,8 @@ fn a_draft_model_of_another_vocabulary_drafts_nothing() {
     assert_eq!(told(&|_| {}), None);
     assert_eq!(told(&|model| model.hparams.vocab_size -= 128), None);
     let fewer = told(&|model| model.hparams.vocab_size -= 129).unwrap();
-    assert!(fewer.contains("200,959 tokens and 201,088; 128 apart at most"), "{fewer}");
-    assert!(told(&key("model", Value::String("llama".into()))).unwrap().contains("of the kinds llama and gpt2"));
+    assert!(fewer.contains("200,959 and 201,088 tokens, more than 128 apart"), "{fewer}");
+    assert!(told(&key("model", Value::String("llama".into()))).unwrap().contains("their types are llama and gpt2"));
     assert_eq!(told(&key("model", Value::String("gemma4".into()))), None);
     assert_eq!(told(&key("eos_token_id", Value::U64(1))), None);
 }

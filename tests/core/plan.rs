@@ -97,6 +97,26 @@ fn a_turn_that_the_context_does_not_hold_is_told() {
     assert_eq!(told(ContextChoice::Auto, 2, usual), None);
 }
 
+#[test]
+fn a_context_that_nobody_asked_for_and_is_short_is_told() {
+    let model = model("qwen3-30b-a3b", &Wish::default());
+    let told = |context, slots, gib: u64| {
+        let run = RunConfig { n_parallel: Some(slots), ..RunConfig::default() };
+        let request = Request { context, run, ..request(Strategy::Auto) };
+        let plan = plan::brief(&model, "model.gguf", &machine(&[gib * GIB]), &request).unwrap();
+        let warning = plan.warnings.into_iter().find(|warning| warning.code == "short-context");
+        warning.map(|warning| format!("{} | {}", warning.message, warning.hint))
+    };
+    let short = told(ContextChoice::Auto, 8, 24).unwrap();
+    assert!(
+        short.starts_with("each of the 8 slots has ") && short.ends_with("| -c 65536 plans for 8,192 in each slot"),
+        "{short}"
+    );
+    let short = told(ContextChoice::Auto, 1, 8).unwrap();
+    assert!(short.starts_with("the context is ") && short.ends_with("| -c 8192 plans for 8,192"), "{short}");
+    assert_eq!([told(ContextChoice::Auto, 1, 24), told(ContextChoice::Fixed(4608), 1, 8)], [None, None]);
+}
+
 /// llama.cpp numbers RPC devices as `--rpc` names their servers, so those after one that is left out move up.
 #[test]
 fn a_server_without_use_is_not_named() {
@@ -362,6 +382,13 @@ fn an_explanation_is_of_launches_that_were_planned() {
     let sum: Bytes = plan.why.explain.iter().map(|term| term.bytes).sum();
     assert_eq!(sum, plan.check.memory["CUDA0"].counted() + plan.margin);
     assert!(plan.why.explain.iter().any(|term| term.fix.starts_with("-ub") && term.saves > Bytes(0)));
+    // Of every card.
+    let plan = with_levers(&model, &machine(&[3 * GIB, 2 * GIB]), |request| request.explain = true);
+    for device in ["CUDA0", "CUDA1"] {
+        let terms = plan.why.explain.iter().filter(|term| term.term.ends_with(&format!(" on {device}")));
+        let sum: Bytes = terms.map(|term| term.bytes).sum();
+        assert_eq!(sum, plan.check.memory[device].counted() + plan.margin, "{device}");
+    }
 }
 
 #[test]

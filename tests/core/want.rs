@@ -203,6 +203,10 @@ fn main_memory_and_a_context_are_found_too_and_what_nothing_gives_is_said() {
     };
     let least = (1..64).find(|gib| with(*gib)).unwrap();
     assert_eq!(memory.point.value, least * GIB);
+    // What the machine has is no change of it.
+    machine.host.ram = Some(Bytes(512 * GIB));
+    let enough = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], None)).unwrap().main_memory;
+    assert!(enough.answers.is_empty() && enough.reason.unwrap().contains("with 513 GiB of main memory"));
     let never = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], None)).unwrap();
     assert!(!never.is_reachable());
     assert!(never.changes().iter().all(|change| change.reason.is_some()), "{never:?}");

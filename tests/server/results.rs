@@ -368,7 +368,7 @@ fn a_calibration_that_is_cut_off_leaves_its_rows_and_no_model() {
     let (code, out, said) = end(child);
     let rows = place.at("home/.local/state/moeplan/calibration.jsonl");
     let hint =
-        format!("what was measured is kept in {0}: `moeplan devices --calibrate --from {0}` reads it", rows.display());
+        format!("the measurements are kept in {0}; `moeplan devices --calibrate --from {0}` uses them", rows.display());
     assert!(code == Some(130) && out.is_empty() && said.contains(&hint), "{code:?} {said}");
     assert_eq!(std::fs::read_to_string(&rows).expect("rows").lines().count(), 4);
     assert!(place.temporary().is_empty(), "{:?}", place.temporary());

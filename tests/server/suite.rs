@@ -75,7 +75,8 @@ fn what_shimmy_does_not_tell_is_null_and_said() {
         assert_eq!((sample.pp, sample.tg, sample.speed_by), (None, None, None));
         assert!(sample.total_seconds > 0.0 && sample.failure.is_none());
     }
-    let says = ["does not count tokens", "no timings", "no depth sweep", "it is shimmy 1.8.1", "in one burst"];
+    let says =
+        ["reports no token counts", "reports no timings", "no depth sweep", "it is shimmy 1.8.1", "in one burst"];
     for says in [&says[..], &["asked for `phi3-lora`; the endpoint lists 2 models"]].concat() {
         let all = bench.notes.iter().chain(&bench.cases[0].sessions[0].notes);
         assert!(all.clone().any(|note| note.contains(says)), "{says}: {:?}", all.collect::<Vec<_>>());
@@ -432,7 +433,7 @@ fn launches_that_all_fail_are_failures_and_could_not_tell() {
     // The suite's sweep is longer than this context: that is known before a launch.
     let short = failing("", &["validate", "--model", &mine, "--results", results.to_str().unwrap(), "-c", "1024"]);
     let page = short.to_string();
-    assert!(page.contains("takes 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
+    assert!(page.contains("needs 1568 tokens of context") && page.contains("plan with -c 1792 or more"), "{page}");
     let bench = failing("bad-model", &["bench", model.to_str().unwrap()]);
     let failure = bench["cases"][0]["sessions"][0]["trouble"]["kind"].as_str();
     assert_eq!(failure, Some("failed"), "{bench}");

@@ -157,7 +157,7 @@ fn a_turn_longer_than_the_context_is_refused_before_anything_is_launched() {
     let output = bench.tune(&["--ctx-size", "256", "--prompt", "1000"]).output().expect("moeplan");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{said}");
-    assert!(said.contains("error: the turn takes 1004 tokens of context, and this launch has room for 256"), "{said}");
+    assert!(said.contains("error: the turn needs 1004 tokens of context, but this launch has room for 256"), "{said}");
     assert!(
         said.contains("\nhint: plan with -c 1024 or more, or --prompt 252 or less") && !said.contains("measuring"),
         "{said}"

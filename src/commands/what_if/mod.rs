@@ -21,19 +21,19 @@ use crate::run::command::quoted;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "A file that llama-quantize would make")]
 pub struct WhatIfArgs {
-    /// Use what llama-quantize would make of MODEL: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
+    /// Predict the file that llama-quantize would make of MODEL: Q4_K_M, or Q4_K_M,Q6_K,IQ4_XS; `all` for every recipe.
     #[arg(long = "as", value_name = "RECIPE,…", value_parser = recipes)]
     recipes: Option<Recipes>,
-    /// The importance matrix that llama-quantize would be given; it is not read.
+    /// The importance matrix to give llama-quantize; moeplan does not read it.
     #[arg(long, value_name = "FILE", requires = "recipes")]
     imatrix: Option<PathBuf>,
-    /// One type for all tensors (llama-quantize: --pure).
+    /// Use one type for all tensors (llama-quantize: --pure).
     #[arg(long, requires = "recipes")]
     pure: bool,
-    /// Leave the output as it is (llama-quantize: --leave-output-tensor).
+    /// Keep the type of the output tensor (llama-quantize: --leave-output-tensor).
     #[arg(long, requires = "recipes")]
     leave_output_tensor: bool,
-    /// The type of the output (llama-quantize: --output-tensor-type).
+    /// The type of the output tensor (llama-quantize: --output-tensor-type).
     #[arg(long, value_name = "TYPE", value_parser = writable, requires = "recipes")]
     output_tensor_type: Option<GgmlType>,
     /// The type of the token embeddings (llama-quantize: --token-embedding-type).

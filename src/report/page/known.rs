@@ -9,7 +9,9 @@ impl Document for Known {
     fn pages(&self) -> Vec<Page> {
         let mut page = Page::new("Known", "Cards and processors by name", "");
         if self.is_empty() {
-            page.push(Block::Prose("None is known by that name; without a word all are listed.".to_string()));
+            page.push(Block::Prose(
+                "No card or processor of that name is known; without a word, all are listed.".to_string(),
+            ));
         }
         let unknown = || "–".to_string();
         let rate = |rate: Option<f64>| rate.map_or_else(unknown, |rate| format!("{rate:.0} GB/s"));
@@ -20,13 +22,14 @@ impl Document for Known {
             row![card.name, sizes, rate(card.bandwidth)]
         });
         page.push(Block::table("Cards, for --gpu", Table::rows_of("name|memory|>bandwidth", cards)));
-        let legend = "Where the memory is –, --gpu 'NAME 12GB' gives it.";
+        let legend = "Where the memory is –, give it: --gpu 'NAME 12GB'.";
         page.push(self.cards.iter().any(|card| card.sold.is_empty()).then(|| Block::Prose(legend.to_string())));
         let processors = self.processors.iter().map(|known| {
             row![shown(&known.name), known.cores.map_or_else(unknown, |cores| cores.to_string()), rate(known.memory)]
         });
         page.push(Block::table("Processors, for --cpu", Table::rows_of("name|>cores|>main memory", processors)));
-        let legend = "x is any digit, and letters may follow. Where the cores are –, the row is a family: --cores N beside --cpu.";
+        let legend =
+            "x is any digit, and letters may follow. A row without cores is a family: give --cores N beside --cpu.";
         page.push((!self.processors.is_empty()).then(|| Block::Prose(legend.to_string())));
         vec![page]
     }

@@ -41,7 +41,7 @@ impl Document for Checked {
         page.push(self.n_cpu_moe.map(|n| Block::Prose(format!("With `--n-cpu-moe {n}` it fits."))));
         let mended = self.mended.as_ref();
         page.push(mended.map(|command| {
-            Block::Command("The command as llama.cpp takes it, which the figures are of".into(), command.clone())
+            Block::Command("The command as llama.cpp accepts it; the figures are for this one".into(), command.clone())
         }));
         page.push(self.plan.iter().flat_map(|plan| beside(plan, check.fits())));
         page.push(variants(&self.variants));
@@ -55,7 +55,7 @@ impl Document for Checked {
         page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
         page.detail(check.mapped_span.map(|span| {
             Block::Prose(format!(
-                "With mapped files llama.cpp logs {span} as CPU_Mapped: their span in the file, not memory."
+                "With mapped files, llama.cpp logs {span} as CPU_Mapped. That is their span in the file, not memory."
             ))
         }));
         page.push(overrides(check));
@@ -78,7 +78,7 @@ impl Document for Plan {
         page.push(lints(check, |severity| severity == Severity::Error));
         page.push(Block::KeyFigures(self.figures()));
         page.push(slows(&self.speed));
-        let label = if check.fits() { "" } else { "The launch that is least short, which does not fit" };
+        let label = if check.fits() { "" } else { "The closest launch, which does not fit" };
         page.push(Block::Command(label.into(), self.command.clone()));
         page.push(by_device(check, self.margin));
         show_main_memory(check, &mut page);
@@ -130,7 +130,7 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
         }
         (Some(false), false) if check.verdict == Some(checkup::Verdict::Paged) => {
             let text = format!(
-                "It does not fit in main memory ({}): mapped weights are read from the disk again and again.",
+                "Does not fit in main memory ({}): mapped weights are read from the disk again and again.",
                 short(&check.shortfall)
             );
             (Verdict::Bad, text)
@@ -211,7 +211,7 @@ fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
         (false, None) => format!("A {what} fits, and takes {turn} a turn"),
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
-    vec![Block::Command(text, plan.command.clone()), Block::Command("It is the answer to".into(), plan.asked.clone())]
+    vec![Block::Command(text, plan.command.clone()), Block::Command("This gives the plan".into(), plan.asked.clone())]
 }
 
 /// A terminal shows it at once only where it decides something.
@@ -275,10 +275,10 @@ fn projected(asked: &Projected) -> Vec<Block> {
     });
     let table = Table::rows_of("term|>predicted|>asked|", rows);
     let said = format!(
-        "From {}, {}. It prints whole MiB for the devices it finds, and sizes output rows for itself, not for llama-server.",
+        "From {}, {}. It prints whole MiB for the devices that it finds, and sizes output rows for itself, not for llama-server.",
         asked.program, asked.version
     );
-    let table = Block::table("What an installed llama-fit-params says of the same flags", table);
+    let table = Block::table("What an installed llama-fit-params says about the same flags", table);
     [table, Some(Block::Prose(said))].into_iter().flatten().collect()
 }
 
@@ -287,13 +287,12 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     // Where it gives up without a change a lint says so.
     let changes = |fit: &&checkup::FitOutcome| fit.failure.is_none() || fit.n_ctx != check.run.n_ctx;
     let Some(fit) = check.fit.as_ref().filter(changes) else { return Vec::new() };
-    let rules = fit.args.last().filter(|_| fit.args.contains(&"-ot".to_string()));
-    let moved = rules.map_or(0, |list| list.split(',').count());
     let mut text = format!("After fitting: a context of {} tokens", thousands(fit.n_ctx.into()));
-    if moved > 0 {
-        text += &format!(", weights of {} moved off their device", crate::number::counted(moved as u64, "block"));
+    if fit.moved_blocks > 0 {
+        let blocks = crate::number::counted(fit.moved_blocks as u64, "block");
+        text += &format!(", and weights of {blocks} off their device");
     }
-    text += if fit.starts { "; it starts." } else { "; it does not fit even then." };
+    text += if fit.starts { "; it starts." } else { "; even then it does not fit." };
     if let Some(failure) = &fit.failure {
         text += &format!(" Fitting gave up: {failure}.");
     }
@@ -436,12 +435,12 @@ impl Plan {
     fn remedy(&self) -> &'static str {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
         match (host_only, self.strategy) {
-            (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or take a smaller file",
+            (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or use a smaller file",
             _ if host_only && self.machine.is_unified() => {
-                "Graphics and processor share main memory, so moving experts frees nothing: take a smaller file (--as Q3_K_M,Q2_K compares \
+                "Graphics and processor share main memory, so moving experts frees nothing: use a smaller file (--as Q3_K_M,Q2_K compares \
                  quantizations), or a smaller -c or -ub"
             }
-            (true, _) => "The host needs more memory: take a smaller file, or a card that holds more of it",
+            (true, _) => "The host needs more memory: use a smaller file, or a card that holds more of it",
             (false, Strategy::AllOnDevice | Strategy::Rules) => {
                 "This strategy does not move experts; --strategy auto moves them to the host"
             }

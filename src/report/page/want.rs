@@ -16,7 +16,7 @@ impl Document for Wanted {
         page.push(match (self.reached, self.is_reachable()) {
             (true, _) => Block::Verdict(Verdict::Good, format!("This machine reaches {wanted}.")),
             (_, true) => {
-                let text = format!("This machine does not reach {wanted}. Each change below does by itself.");
+                let text = format!("This machine does not reach {wanted}. Each change below is enough by itself.");
                 Block::Verdict(Verdict::Caution, text)
             }
             _ => Block::Verdict(
@@ -27,7 +27,11 @@ impl Document for Wanted {
         let found = self.changes().into_iter().flat_map(|change| &change.answers);
         let rows = std::iter::once(&self.now).chain(found).map(|answer| (answer.point.label.clone(), answer));
         let rows: Vec<_> = rows.collect();
-        let caption = if rows.len() > 1 { "Smallest changes that reach it" } else { "As it is" };
+        let caption = match (rows.len(), self.reached) {
+            (1, _) => "As it is",
+            (_, true) => "The least of each part that still reaches it",
+            (_, false) => "Smallest changes that reach it",
+        };
         page.push(answers(caption, "change", &rows));
         let reasons = self.changes().into_iter().filter_map(|change| change.reason.as_ref());
         page.push(reasons.map(|reason| Block::Prose(format!("{reason}."))));

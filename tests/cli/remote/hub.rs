@@ -316,7 +316,7 @@ fn an_agent_is_told_the_models_of_a_repository_as_a_person_is() {
         assert_eq!(schemas::faults(schema, shown), [""; 0]);
     }
     for (reply, said) in
-        replies[3..].iter().zip(["lists a repository, and only that", "what a machine makes of a whole repository"])
+        replies[3..].iter().zip(["whose models `inspect` lists", "a machine can be given only for a whole repository"])
     {
         let text = reply["result"]["content"][0]["text"].as_str().unwrap();
         assert!(reply["result"]["isError"] == true && text.contains(said), "{reply}");
