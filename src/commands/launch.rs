@@ -401,9 +401,8 @@ impl EngineArgs {
         let named = self.llama_server.as_deref();
         let mut server = match Server::find(named) {
             Err(_) if self.dry_run && named.is_none() => {
-                output.say(&format!(
-                    "note: no llama-server was found here, so the commands are for llama.cpp b{NEWEST}"
-                ));
+                output
+                    .say(&format!("note: no llama-server was found here, so the commands are for llama.cpp b{NEWEST}"));
                 Server::of(this_program()?, Build::assumed())
             }
             found => found?,

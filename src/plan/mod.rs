@@ -33,9 +33,7 @@ use crate::placement;
 use crate::quantize::WhatIf;
 use crate::run::command::{server_command, shell};
 use crate::run::numbers::padded;
-use crate::run::{
-    self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE, Program, RunConfig, Target,
-};
+use crate::run::{self, LoadMode, ModelSource, OFFLOAD_MIN_BATCH, OFFLOAD_MIN_BATCH_SINCE, Program, RunConfig, Target};
 use crate::speed::Speed;
 pub use crate::speed::Turn;
 use crate::suggest::{Hint, Refusal};
