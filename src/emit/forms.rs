@@ -11,7 +11,7 @@ use crate::bytes::{Bytes, MIB};
 use crate::machine::Backend;
 use crate::run::command::quoted;
 use crate::run::flags::new_load_mode;
-use crate::run::held::{Held, assignment};
+use crate::run::held::{Held, IMAGES, assignment};
 use crate::run::sources::{self, Kind, START};
 use crate::run::{self, ModelSource, ParsedCommand, Target, groups, spelling};
 
@@ -341,15 +341,6 @@ pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
 /// The volume that keeps what llama-server fetches.
 const CACHE: &str = "llama-cache";
 
-/// The image of llama.cpp's that knows a kind of devices, and the files of the system that its container needs (docs/docker.md, b11434).
-const IMAGES: [(Backend, &str, &[&str]); 5] = [
-    (Backend::Cuda, "server-cuda", &[]),
-    (Backend::Rocm, "server-rocm", &["/dev/kfd", "/dev/dri"]),
-    (Backend::Vulkan, "server-vulkan", &["/dev/dri"]),
-    (Backend::Sycl, "server-intel", &["/dev/dri"]),
-    (Backend::Cpu, "server", &[]),
-];
-
 /// The Compose file of a command: llama.cpp's image for `backend`, the folders of `files` mounted read-only, all cards. The port is open to
 /// this computer only. `fetches`: the model is fetched, and kept in a volume.
 pub(super) fn compose_file(
@@ -359,7 +350,12 @@ pub(super) fn compose_file(
     backend: Backend,
     fetches: bool,
 ) -> Result<String, Error> {
-    let (_, image, devices) = IMAGES.iter().find(|(known, ..)| *known == backend).ok_or(Error::NoSuchForm {
+    let of_backend = IMAGES.iter().find(|(_, known, _)| *known == backend).and_then(|(word, _, devices)| {
+        let devices = (*devices)?;
+        Some((format!("server-{word}"), devices))
+    });
+    let of_cpu = || (backend == Backend::Cpu).then(|| ("server".to_string(), &[][..]));
+    let (image, devices) = of_backend.or_else(of_cpu).ok_or(Error::NoSuchForm {
         form: "compose",
         whom: "these devices",
         instead: "llama.cpp has no image for them: use --emit shell",

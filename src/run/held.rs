@@ -152,13 +152,14 @@ const RUNNERS: [&str; 3] = ["docker", "podman", "nerdctl"];
 /// What llama.cpp's images start by a word of their tag (`.devops/*.Dockerfile`), and what the full one's first word means
 /// (`.devops/tools.sh`).
 const ENTRYPOINTS: [(&str, &str); 2] = [("light", "llama-cli"), ("server", "llama-server")];
-/// What the tags of llama.cpp's images say of the devices that their builds know.
-const BACKENDS: [(&str, Backend); 5] = [
-    ("cuda", Backend::Cuda),
-    ("rocm", Backend::Rocm),
-    ("vulkan", Backend::Vulkan),
-    ("intel", Backend::Sycl),
-    ("musa", Backend::Musa),
+/// What the tags of llama.cpp's images call the devices that their builds know, and the files of the system that a container needs, where
+/// files are enough (docs/docker.md, b11434).
+pub(crate) const IMAGES: [(&str, Backend, Option<&[&str]>); 5] = [
+    ("cuda", Backend::Cuda, Some(&[])),
+    ("rocm", Backend::Rocm, Some(&["/dev/kfd", "/dev/dri"])),
+    ("vulkan", Backend::Vulkan, Some(&["/dev/dri"])),
+    ("intel", Backend::Sycl, Some(&["/dev/dri"])),
+    ("musa", Backend::Musa, None),
 ];
 const TOOLS: [(&str, &str, &str); 5] = [
     ("--server", "-s", "llama-server"),
@@ -435,7 +436,7 @@ impl Held {
             }
         }
         let tag = image.rsplit('/').next().unwrap_or(image);
-        self.image = BACKENDS.iter().find(|(word, _)| tag.contains(word)).map(|(_, backend)| *backend);
+        self.image = IMAGES.iter().find(|(word, ..)| tag.contains(word)).map(|(_, backend, _)| *backend);
         if tag.contains("cuda") && !has_device && !is_exec && !self.environment.contains_key(CONTAINER_DEVICES) {
             self.notes.push(Note {
                 code: "container-without-gpu".into(),
