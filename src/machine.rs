@@ -1221,7 +1221,7 @@ mod tests {
         }
         // Whose figure it is, where another system leaves less; a size of one's own is nobody's.
         for (name, note) in [
-            ("3090", Some("Windows leaves about 22.76 GiB: --gpu 'RTX 3090=23304M'")),
+            ("3090", Some("Windows about 22.76 GiB: --gpu 'RTX 3090=23304M'")),
             ("3090=23304M", None),
             ("RTX 3080", None),
         ] {

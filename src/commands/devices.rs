@@ -346,7 +346,10 @@ mod tests {
         let rows = include_str!("../../testdata/measured/h100-bench.jsonl").replace("qwen3-30b-a3b", "no-such-model");
         let mut row = samples::rows(&rows).unwrap().remove(0);
         let error = header(&row, &[]).unwrap_err().to_string();
-        assert!(error.contains("`no-such-model.gguf` is neither here") && error.contains("--model FILE"), "{error}");
+        assert!(
+            error.contains("`no-such-model.gguf` is neither a file here") && error.contains("--model FILE"),
+            "{error}"
+        );
         row.gpu_info = "NVIDIA H100, NVIDIA A100".to_string();
         let devices = ["RPC0[h:1]=8G", "CUDA0=8G", "CUDA1=8G"].map(|text| Device::parse(text).unwrap()).to_vec();
         let named = described_by(Machine::new(devices, Host::default()).unwrap(), &[row]);

@@ -282,7 +282,7 @@ mod tests {
             let options = options_of(line);
             for (and_launch, typed) in [(false, planning), (true, all)] {
                 let refused = options.beside_plan(Path::new("plan.json"), and_launch);
-                let expected = format!("{typed}: the plan `plan.json` decides that already");
+                let expected = format!("{typed}: the plan `plan.json` has decided that already");
                 assert_eq!(
                     refused.err().map(|refusal| refusal.message),
                     (!typed.is_empty()).then_some(expected),
