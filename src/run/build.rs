@@ -26,7 +26,7 @@ pub const BUILDS: &[Build] = &[
     Build { number: 11549, memory: "b11434's rules and the expert cache (`--moe-cache-mib`)" },
     Build {
         number: NEWEST,
-        memory: "b11549's rules but for mapped files, rotations and masks; compared with its own source on the processor and RPC",
+        memory: "b11549's rules but for mapped files, rotations, masks and what CUDA fuses; compared with itself on the processor, RPC and an H200",
     },
 ];
 
