@@ -137,7 +137,7 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     }
     match kept {
         Ok(Some(path)) => {
-            output.say(&format!("what was measured of the devices is kept for later plans in {}", path.display()))
+            output.say(&format!("what was measured of the devices is kept for later plans in {}", path.display()));
         }
         Ok(None) => {}
         Err(error) => output.say(&format!("warning: cannot keep what was measured of the devices: {error}")),
