@@ -142,13 +142,13 @@ fn a_model_of_the_hub_is_planned_from_its_header_and_fetched_by_the_server() {
         let mut command = Command::new("script");
         command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdout(Stdio::piped());
         let mut talker = Talker::new(&mut command, |child| Box::new(child.stdout.take().expect("stdout")));
-        talker.until(&format!("llama-server fetches {shown} first"));
+        talker.until(&format!("llama-server first downloads {shown}"));
         if fetches == fetching {
             talker.until("fetching the model, ");
         }
         talker.until("Ctrl-C stops");
         if fetches == fetching {
-            is_in_the_manual("llama-server fetches", &talker.said);
+            is_in_the_manual("llama-server first downloads", &talker.said);
         }
         let document: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&answer).expect("a document")).expect("JSON");

@@ -84,7 +84,7 @@ fn every_way_to_fail_at_the_start_is_told_apart() {
         ("bad-model", "llama-server did not start: the model cannot be loaded: tensor 'token_embd.weight'", "inspect"),
         ("crash", "llama-server died while loading (signal 6 (SIGABRT))", "-v"),
         ("silent-exit", "llama-server died while loading (exit code 3)", "-v"),
-        ("hang", "llama-server hangs while loading: nothing has moved for 3 s", "disk"),
+        ("hang", "llama-server hangs while loading: nothing has happened for 3 s", "disk"),
     ] {
         let error = failing(mode).start(&launch(Path::new("m.gguf"))).expect_err(mode);
         assert!(error.to_string().starts_with(expected), "{mode}: {error}");
@@ -411,7 +411,7 @@ fn a_model_of_the_hub_is_measured_where_a_cache_has_it() {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (code, said) = verify();
-    assert!(code == Some(2) && said.contains("`moeplan run hf:o/r:Q4_K_M` has llama-server fetch"), "{said}");
+    assert!(code == Some(2) && said.contains("`moeplan run hf:o/r:Q4_K_M` lets llama-server download"), "{said}");
     let cache = folder.path().join(".cache/huggingface/hub/models--o--r/snapshots").join("a".repeat(40));
     std::fs::create_dir_all(&cache).expect("a folder");
     let cached = cache.join("m-Q4_K_M.gguf");
