@@ -413,18 +413,19 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         warn("turn-beyond-context", message, &hint);
     }
     if request.context == ContextChoice::Auto
+        && request.slots() > 1
         && candidate.fits()
         && slot < SHORT
         && (trained == 0 || trained >= SHORT)
         && tokens <= slot
     {
         let whole = SHORT.saturating_mul(numbers.n_stream.max(1));
-        let (of, each) = match request.slots() {
-            1 => ("the context is".into(), ""),
-            slots => (format!("each of the {slots} slots has"), " in each slot"),
-        };
-        let message = format!("{of} {} tokens, which a long conversation exceeds", thousands(slot.into()));
-        warn("short-context", message, &format!("-c {whole} plans for {}{each}", thousands(SHORT.into())));
+        let message = format!(
+            "each of the {} slots has {} tokens, which a long conversation exceeds",
+            request.slots(),
+            thousands(slot.into())
+        );
+        warn("short-context", message, &format!("-c {whole} plans for {} in each slot", thousands(SHORT.into())));
     }
     let table = candidate.forecast.host_total();
     if candidate.run.load_mode == LoadMode::None && machine.host.ram.is_none() {

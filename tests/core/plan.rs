@@ -112,9 +112,7 @@ fn a_context_that_nobody_asked_for_and_is_short_is_told() {
         short.starts_with("each of the 8 slots has ") && short.ends_with("| -c 65536 plans for 8,192 in each slot"),
         "{short}"
     );
-    let short = told(ContextChoice::Auto, 1, 8).unwrap();
-    assert!(short.starts_with("the context is ") && short.ends_with("| -c 8192 plans for 8,192"), "{short}");
-    assert_eq!([told(ContextChoice::Auto, 1, 24), told(ContextChoice::Fixed(4608), 1, 8)], [None, None]);
+    assert_eq!([told(ContextChoice::Auto, 1, 8), told(ContextChoice::Fixed(36_864), 8, 24)], [None, None]);
 }
 
 /// llama.cpp numbers RPC devices as `--rpc` names their servers, so those after one that is left out move up.
