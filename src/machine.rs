@@ -1099,7 +1099,7 @@ pub enum Backend {
     Cann,
     /// Adreno and others.
     Opencl,
-    /// A device of another computer.
+    /// A device behind llama.cpp's RPC server; `verify` starts one here if no address is given.
     Rpc,
     /// No device: everything on the host.
     Cpu,

@@ -103,7 +103,11 @@ impl AtOnce {
         let mut budget: BTreeMap<String, Bytes> =
             machine.devices.iter().map(|card| (card.name.clone(), card.total.saturating_sub(margin))).collect();
         let pinned = counted.iter().map(|check| check.host_needs.pinned).max().unwrap_or_default();
-        budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), ram.saturating_sub(memory::reserve(ram, pinned)))));
+        // What graphics hold of main memory is not left to the host.
+        let integrated = machine.devices.iter().filter(|card| card.integrated);
+        let held: Bytes = integrated.filter_map(|card| memory.get(&card.name)).copied().sum();
+        let left = |ram: Bytes| ram.saturating_sub(memory::reserve(ram, pinned)).saturating_sub(held);
+        budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), left(ram))));
         budget.retain(|name, _| memory.contains_key(name));
         let is_mapped = counted.iter().any(|check| check.mapped_span.is_some());
         let over = |(name, budget): (&String, &Bytes)| {

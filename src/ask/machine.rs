@@ -36,7 +36,7 @@ pub struct Described {
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device"])
     )]
     pub gpu: Vec<String>,
-    /// Limit the devices, in order, to these sizes: 12G,8G.
+    /// Set the devices' budgets, in order: 12G,8G.
     ///
     /// The sizes are exact. A size above the device's memory means a larger device of the same speed. A device with the size 0, or
     /// without a size, is left out.

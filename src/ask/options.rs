@@ -106,7 +106,7 @@ pub struct Planning {
     /// Tokens in the context before that turn.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens))]
     pub depth: u32,
-    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, the speed is that without speculation.
+    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, speculation is not counted.
     #[cfg_attr(feature = "cli", arg(help_heading = PLAN, long, value_name = "P"))]
     pub acceptance: Option<Acceptance>,
 }

@@ -46,7 +46,7 @@ pub struct Args {
     /// List every tensor: type, bytes, buffer, rule.
     #[arg(long, help_heading = OWN)]
     tensors: bool,
-    /// Call a launch fitting even if moeplan cannot count this part of it.
+    /// Answer whether the launch fits without this part, if moeplan cannot count it.
     #[arg(long, help_heading = OWN, value_name = "PART", value_parser = crate::memory::PARTS)]
     ignore: Vec<String>,
     /// The llama.cpp build to check against: 11434, b11549, v0.6.0 … [default: the build of the installed llama-server, else 12032]
@@ -64,7 +64,7 @@ pub struct Args {
     /// Tokens in the context before that turn.
     #[arg(long, help_heading = OWN, default_value_t = Turn::default().depth, value_name = "N", value_parser = tokens)]
     depth: u32,
-    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, the speed is that without speculation.
+    /// The share of drafted tokens that the model accepts, 0 to 1. Without it, speculation is not counted.
     #[arg(long, help_heading = OWN, value_name = "P")]
     acceptance: Option<Acceptance>,
     /// Also run llama-fit-params (PROGRAM, or the one beside llama-server), and show both answers.

@@ -250,7 +250,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-b --batch-size", number!(n_batch, Given::natural)).env("LLAMA_ARG_BATCH").bench("-b --batch-size")
         .option("N|auto", "Logical batch size (llama.cpp: -b)"),
     Flag::new("-ub --ubatch-size", number!(n_ubatch, Given::natural)).env("LLAMA_ARG_UBATCH").bench("-ub --ubatch-size")
-        .option("N|auto", "Physical batch size (llama.cpp: -ub; moeplan also takes `-ub`)"),
+        .option("N|auto", "Physical batch size (llama.cpp: -ub)"),
     Flag::new("-ctk --cache-type-k", custom!(TEXT, type_k, |run, given| run.type_k = given.cache_type(run.rules().more_cache_types)?, |run, _| { (run.type_k != RunConfig::default().type_k).then(|| run.type_k.to_string()) })).env("LLAMA_ARG_CACHE_TYPE_K").bench("-ctk --cache-type-k")
         .option("TYPE|auto", "Type of the K cache (llama.cpp: -ctk) [default: f16]"),
     Flag::new("-ctv --cache-type-v", custom!(TEXT, type_v, |run, given| run.type_v = given.cache_type(run.rules().more_cache_types)?, |run, _| { (run.type_v != RunConfig::default().type_v).then(|| run.type_v.to_string()) })).env("LLAMA_ARG_CACHE_TYPE_V").bench("-ctv --cache-type-v")
@@ -296,7 +296,7 @@ pub static ROWS: &[Flag] = &[
         .option("MIB|auto", "MiB of the server's prompt cache (llama.cpp: -cram) [default: 8192, or less if memory is short]"),
     Flag::new("-ctxcp --ctx-checkpoints --swa-checkpoints", optional!(ctx_checkpoints, some_integer)).env("LLAMA_ARG_CTX_CHECKPOINTS").only(SERVING),
     Flag::new("--moe-cache-mib", number!(moe_cache_mib, Given::natural)).env("LLAMA_ARG_MOE_CACHE_MIB").since(11480)
-        .option("MIB|auto", "MiB of device memory that caches host experts; `auto` chooses the most useful size (llama.cpp: --moe-cache-mib, b11549)"),
+        .option("MIB|auto", "MiB of device memory that caches host experts; `auto` chooses the most useful size (llama.cpp: --moe-cache-mib, from b11480)"),
     Flag::new("--spec-type", Effect::Speculation).env("LLAMA_ARG_SPEC_TYPE").only(SERVING),
     Flag::new("--spec-default", Effect::Speculation).alone("").only(SERVING),
     Flag::new("--spec-draft-n-max", Effect::Speculation).env("LLAMA_ARG_SPEC_DRAFT_N_MAX").only(SERVING),

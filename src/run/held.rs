@@ -437,13 +437,23 @@ impl Held {
         }
         let tag = image.rsplit('/').next().unwrap_or(image);
         self.image = IMAGES.iter().find(|(word, ..)| tag.contains(word)).map(|(_, backend, _)| *backend);
-        if tag.contains("cuda") && !has_device && !is_exec && !self.environment.contains_key(CONTAINER_DEVICES) {
+        let is_given = has_device || is_exec || self.environment.contains_key(CONTAINER_DEVICES);
+        // The project's images without a word for devices are built for the processor (docs/docker.md, b11434).
+        let missing = if image.contains("ggml-org/llama.cpp:") && self.image.is_none() {
+            Some((
+                "the image is built for the processor alone",
+                "take an image for the GPU (`server-cuda`, `server-vulkan` …)",
+            ))
+        } else if tag.contains("cuda") && !is_given {
+            Some(("the container is given no GPU", "add `--gpus all` (podman: `--device nvidia.com/gpu=all`)"))
+        } else {
+            None
+        };
+        if let Some((what, hint)) = missing {
             self.notes.push(Note {
                 code: "container-without-gpu".into(),
-                message: "the container is given no GPU: llama.cpp runs on the processor there".into(),
-                hint: Some(
-                    "add `--gpus all` (podman: `--device nvidia.com/gpu=all`); the figures are with the GPU".into(),
-                ),
+                message: format!("{what}: llama.cpp runs on the processor there"),
+                hint: Some(format!("{hint}; the figures are with the GPU")),
             });
         }
         let inner: Vec<String> = match entrypoint.filter(|entrypoint| !entrypoint.is_empty()) {
@@ -752,6 +762,9 @@ mod tests {
         }
         let words = shlex::split("docker run ghcr.io/ggml-org/llama.cpp:server-cuda -m x").unwrap();
         assert_eq!(of_words(&words, &|_| None).unwrap().notes[0].code, "container-without-gpu");
+        let plain = ["docker", "run", "--gpus", "all", "ghcr.io/ggml-org/llama.cpp:server", "-m", "a.gguf"];
+        let notes = of_words(&plain.map(String::from), &|_| None).unwrap().notes;
+        assert!(notes[0].message.starts_with("the image is built for the processor alone"), "{notes:?}");
     }
 
     /// The heaviest set equals the best of every set that groups and a router allow.

@@ -352,7 +352,7 @@ fn what_fitting_would_choose_is_beside_the_plan() {
     // It leaves 1024 MiB free and a micro-batch of 512: the plan is faster.
     assert!(choice.launch.fits && choice.launch.turn_change > 0.0, "{:?}", choice.launch);
     let words = ["llama-server", "-fit", "off", "-np", "1"].map(str::to_string).into_iter().chain(choice.launch.args);
-    let run = run::parse::command(&words.collect::<Vec<_>>(), &BTreeMap::new()).unwrap().run;
+    let run = run::parse::command_for(&words.collect::<Vec<_>>(), &BTreeMap::new(), asked.run.target).unwrap().run;
     let forecast = memory::forecast(&model, &machine(&[12 * GIB]), &run).unwrap();
     assert_eq!(checkup::Row::table(&forecast), choice.launch.memory);
 }
@@ -455,7 +455,9 @@ fn a_threshold_beyond_the_micro_batch_takes_no_room_for_copies() {
 fn a_build_with_an_expert_cache_has_a_plan_with_it_beside() {
     let model = model("qwen3-30b-a3b", &Wish { blocks: Some(16), ..Wish::default() });
     let target = Target { build: 11549, ..Target::default() };
-    let plan = with_levers(&model, &machine(&[4 * GIB]), |request| request.run.target = target);
+    let plan = with_levers(&model, &machine(&[4 * GIB]), |request| {
+        (request.run.target, request.explain) = (target, true);
+    });
     let cached = plan.why.alternatives.iter().find(|other| other.what.contains("--moe-cache-mib")).unwrap();
     assert!(cached.fits && cached.speed.tg > plan.speed.tg);
     assert!(cached.memory["CUDA0"].total.unwrap() + plan.margin <= Bytes(4 * GIB));

@@ -107,7 +107,7 @@ fn the_least_of_each_is_what_trying_all_finds() {
         machine
     };
     assert_eq!(held_to_all(&wanted.main_memory, GIB, 12, &more), None);
-    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("More main memory alone does not reach it: with "));
+    assert!(wanted.main_memory.reason.as_ref().unwrap().starts_with("More main memory is not enough: "));
     let cards = &wanted.card.answers;
     assert!(
         cards.len() == 3
