@@ -22,6 +22,11 @@ pub fn near<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a
         .filter(|(score, _)| *score > ALIKE)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // A dash too few or too many.
+    let bare = |name: &str| name.trim_start_matches('-').to_lowercase();
+    if let Some((_, same)) = scored.iter().find(|(_, name)| bare(name) == bare(&word)) {
+        return vec![same];
+    }
     // What is only a little like it says nothing beside what is very like it.
     let best = scored.first().map_or(0.0, |(score, _)| *score);
     scored.into_iter().filter(|(score, _)| best - score < 0.05).take(MOST).map(|(_, name)| name).collect()
@@ -73,12 +78,22 @@ mod tests {
 
     #[test]
     fn slips_of_the_finger_are_seen_and_other_words_are_not() {
-        let known = ["experts-on-host", "all-on-device", "attention-first", "gpt-oss-20b", "gpt-oss-120b", "q8_0"];
+        let known = [
+            "experts-on-host",
+            "all-on-device",
+            "attention-first",
+            "gpt-oss-20b",
+            "gpt-oss-120b",
+            "q8_0",
+            "--cpu-moe",
+            "--n-cpu-moe",
+        ];
         for (word, expected) in [
             ("experts-on-hst", vec!["experts-on-host"]),
             ("gpt-oss-20", vec!["gpt-oss-20b", "gpt-oss-120b"]),
             ("Q8", vec!["q8_0"]),
             ("zebra", vec![]),
+            ("-n-cpu-moe", vec!["--n-cpu-moe"]),
         ] {
             assert_eq!(near(word, known), expected, "{word}");
         }
