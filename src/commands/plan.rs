@@ -366,7 +366,9 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         (None, _) => output.show(&plan)?,
     }
     if output.format() != Format::Json {
-        guessed(&plan).into_iter().for_each(|note| output.say(&note));
+        for note in guessed(&plan) {
+            output.say(&note);
+        }
     }
     Ok(check::outcome(&plan.check))
 }
