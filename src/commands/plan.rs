@@ -365,10 +365,8 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
-    if output.format() != Format::Json {
-        for note in guessed(&plan) {
-            output.say(&note);
-        }
+    if let Some(note) = guessed(&plan).filter(|_| output.format() != Format::Json) {
+        output.say(&note);
     }
     Ok(check::outcome(&plan.check))
 }
