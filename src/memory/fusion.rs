@@ -373,6 +373,7 @@ fn is_shared_expert(graph: &Graph, routed_at: usize, shared_at: usize) -> bool {
 mod tests {
     use super::super::graph::tensor::Draft;
     use super::*;
+    use crate::gguf::GgmlType;
     use crate::gguf::ggml_type::f32;
 
     /// What is kept, by node, of two experts' rows by their weights, added up; the product can be read elsewhere too.
@@ -400,6 +401,25 @@ mod tests {
         assert_eq!(keeps.until.get(&sum), Some(&vec![experts, weights]));
         // The copy of the experts, and their sum.
         assert_eq!(kernels(&graph), 2);
+    }
+
+    /// Only NVIDIA's builds from b12032 on fuse them, and only where the rows of the weights fill whole tiles.
+    #[test]
+    fn what_a_gate_and_an_up_read_stays_until_their_product_is_there() {
+        let kept = |of_more, is_nvidia, rows| {
+            let draft = Draft::default();
+            let weight = || draft.input(GgmlType::from_name("q4_K").unwrap(), &[256, rows]);
+            let x = draft.input(f32(), &[256, 8]).cont();
+            let (up, gate) = (weight().mm(x).expand(), weight().mm(x).expand());
+            let product = gate.glu_split(Glu::Swiglu, up).expand();
+            let (x, ids, product) = (x.id, [up.id, gate.id], product.id);
+            let mut graph = draft.0.into_inner();
+            let (mut keeps, all) = (Keeps { of_more, ..Keeps::default() }, 0..graph.nodes.len());
+            optimize(&mut graph, all, &mut keeps, is_nvidia);
+            keeps.until.get(&product).is_some_and(|kept| ids.iter().chain([&x]).all(|id| kept.contains(id)))
+        };
+        assert!(kept(true, true, 128));
+        assert!(!kept(false, true, 128) && !kept(true, false, 128) && !kept(true, true, 64));
     }
 
     #[test]
