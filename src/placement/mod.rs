@@ -375,7 +375,8 @@ impl Law<'_> {
                 if tied && tensor.name == "token_embd.weight" {
                     let output = self.copy(tensor, Op::MulMat, self.output(), rule);
                     // The second creation finds the first one where both are in the same buffer type.
-                    if tensors::output_comes_first(self.model) || copies.iter().all(|copy| copy.buffer != output.buffer)
+                    if tensors::output_comes_first(self.model, self.run)
+                        || copies.iter().all(|copy| copy.buffer != output.buffer)
                     {
                         copies.push(output);
                     }
