@@ -147,7 +147,7 @@ fn only_what_the_machine_takes_is_offered() {
     assert!(labels.clone().count() == 1 && labels.clone().all(|label| label.contains("ddr4-3200x2")), "{wanted:?}");
     let never = want(&model, "m.gguf", &slow, &asked(), (&[tg(1e6)], None)).unwrap();
     assert!(never.memory_speed.reason.as_ref().is_some_and(|reason| reason.contains("Ryzen 5900X takes")));
-    let upgraded = upgrades(&model, &slow, &asked(), None).unwrap();
+    let upgraded = upgrades(&model, &slow, &asked(), "").unwrap();
     assert!(upgraded.iter().all(|answer| !answer.point.label.contains("ddr5")), "{upgraded:?}");
     // A second card of the kind is enough for what one is not.
     let two = Machine::new(
@@ -182,7 +182,7 @@ fn more_unified_memory_is_offered_as_it_is_sold() {
     assert!(wanted.changes().iter().all(|change| change.answers.is_empty()), "{wanted:?}");
     let reached = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1.0)], None)).unwrap();
     assert!(reached.reached && reached.budget.answers.is_empty(), "{reached:?}");
-    assert_eq!(upgrades(&model, &of(36), &asked(), None).unwrap(), []);
+    assert_eq!(upgrades(&model, &of(36), &asked(), "").unwrap(), []);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn an_upgrade_is_a_plan_for_the_machine_it_names() {
     let model = small("mixtral-8x7b");
     let mut machine = one_card(4000);
     machine.host.ram = Some(Bytes(16 * GIB));
-    let answers = upgrades(&model, &machine, &asked(), None).unwrap();
+    let answers = upgrades(&model, &machine, &asked(), "").unwrap();
     let labels: Vec<&str> = answers.iter().map(|answer| answer.point.label.as_str()).collect();
     assert_eq!(labels.len(), 4, "{labels:?}");
     assert_eq!(answers[0].flags, ["--gpu", "RTX 4090=4000M,RTX 4090=4000M"]);
