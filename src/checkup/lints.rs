@@ -625,10 +625,12 @@ const LINTS: &[Rule] = &[
     }),
     ("pinned-beyond-limit", Info, |facts| {
         let placement = &facts.forecast.placement;
-        let most = facts.machine.host.pinnable().filter(|_| !placement.can_pin(facts.machine))?;
+        let share = placement.pinned_share(facts.machine, facts.run.rules());
+        let most = facts.machine.host.pinnable().filter(|_| share < 1.0)?;
+        let what = if share > 0.0 { "the rest" } else { "all of it" };
         found(
             format!(
-                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps all of it in \
+                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps {what} in \
                  pageable memory, and prompts copy it at that rate",
                 placement.pinned()
             ),

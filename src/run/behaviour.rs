@@ -177,6 +177,9 @@ rules! {
     /// Rotations of quantized caches are the caches' own, not inputs of the graph.
     rotations_cached: bool = false,
         [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
+    /// CUDA's largest pinned buffer of the host, in bytes.
+    pinned_buffer: u64 = u64::MAX,
+        [11549, 12032] 4 << 30 => "ggml/src/ggml-cuda/ggml-cuda.cu ggml_backend_cuda_host_buffer_type_get_max_size";
     /// The mask of the cells that an indexer chose is one operation, of the indexer's own mask.
     fuses_top_k_masks: bool = false,
         [11549, 12032] true => "src/llama-graph.cpp build_fused_top_k_mask";

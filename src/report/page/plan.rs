@@ -318,8 +318,9 @@ fn speeds(speed: &Speed) -> Vec<KeyFigure> {
     let generation = format!("{alone}, predicted {}{}", speed.within(Phase::Generate), without.unwrap_or_default());
     let together = speed.together.map(|all| {
         let note = format!(
-            "tokens/s each, {} together, predicted; all are answered in {}",
+            "tokens/s each, {} together, predicted {}; all are answered in {}",
             rate(all.tg),
+            speed.within_together(all.slots),
             seconds(all.turn_seconds)
         );
         KeyFigure::new(&format!("{} at once", all.slots), rate(all.each), note)
