@@ -25,6 +25,9 @@ use crate::run::build::{NEWEST, OLDEST};
 use crate::run::numbers::numbers;
 use crate::run::{Dialect, Note, ParsedCommand, Program, RunConfig, SplitMode};
 
+/// As much of a mapped file was copied to a ROCm device without trouble.
+const MOST_MAPPED: Bytes = Bytes(30 << 30);
+
 /// Something wrong or surprising.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -600,6 +603,22 @@ const LINTS: &[Rule] = &[
         found(
             format!("`-ngl {n}` leaves blocks 0 to {} of {blocks} on the host, attention and cache included", left - 1),
             hint,
+        )
+    }),
+    // HIP copies mapped pages to the device itself, and stops answering after some tens of GiB (llama.cpp issue 15018; "hangs with 58 GiB,
+    // loads 30", gfx1151 and gfx1201).
+    ("mapped-on-rocm", Warning, |facts| {
+        let placement = &facts.forecast.placement;
+        let of_rocm = placement.taking_part(facts.machine).filter(|(_, device)| device.backend == Backend::Rocm);
+        let model = |device: &Device| facts.forecast.memory.get(&device.name).map_or(Bytes(0), |row| row.model);
+        let copied: Bytes = of_rocm.map(|(_, device)| model(device)).sum();
+        if !placement.is_mapped || copied <= MOST_MAPPED {
+            return None;
+        }
+        let hint = if facts.command.run.target.dialect == Dialect::Ik { "`--no-mmap`" } else { "`--load-mode none`" };
+        found(
+            format!("{copied} of a mapped file are copied to ROCm devices: such loads were seen to take hours or to hang"),
+            format!("{hint} reads the file instead"),
         )
     }),
     // Mapped experts are copied through pageable memory; pinned ones are not.
