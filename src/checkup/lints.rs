@@ -588,7 +588,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are for the command as written",
+            "llama.cpp's own fitting is on and would move experts or layers to the host; the memory shown is that of the command as written",
             "`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written",
         )
     }),
@@ -617,7 +617,9 @@ const LINTS: &[Rule] = &[
         }
         let hint = if facts.command.run.target.dialect == Dialect::Ik { "`--no-mmap`" } else { "`--load-mode none`" };
         found(
-            format!("{copied} of a mapped file are copied to ROCm devices: such loads were seen to take hours or to hang"),
+            format!(
+                "{copied} of a mapped file are copied to ROCm devices: such loads were seen to take hours or to hang"
+            ),
             format!("{hint} reads the file instead"),
         )
     }),

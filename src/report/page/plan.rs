@@ -298,7 +298,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     }
     let used = fit.memory.iter().filter_map(|(key, row)| Some(format!("{key} {}", row.total?)));
     text += &format!(" It takes {}.", used.collect::<Vec<_>>().join(", "));
-    vec![Block::Prose(text), Block::Command("After fitting".to_string(), shell(&fit.args).unwrap_or_default())]
+    vec![Block::Prose(text), Block::Command("What fitting sets".to_string(), shell(&fit.args).unwrap_or_default())]
 }
 
 /// `CUDA0 by 1.00 GiB`.
