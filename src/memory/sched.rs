@@ -35,7 +35,8 @@ pub struct Scheduled {
     pub n_splits: usize,
     /// Whether all that is bound to a device is there, although it was forgotten.
     pub is_kept: bool,
-    /// Bytes of the largest result of an operation on each target.
+    /// Bytes of the largest result of an operation on each target, or of one that reads what the target holds and runs elsewhere because the
+    /// target does not run it.
     pub largest: Vec<u64>,
 }
 
@@ -72,8 +73,17 @@ impl Scheduler {
         let is_kept = bound.iter().all(|(id, target)| scheduling.target_of[id.index()] == Some(*target));
         let mut largest = vec![0; self.targets.len()];
         for id in &scheduling.graph.nodes {
-            let of_target = &mut largest[scheduling.target(*id)];
-            *of_target = scheduling.graph.tensor(*id).bytes().max(*of_target);
+            let (here, tensor) = (scheduling.target(*id), scheduling.graph.tensor(*id));
+            let read = tensor.sources().iter().filter_map(|source| match scheduling.graph.held(*source) {
+                Held::Weight(Buffer::Device(at)) | Held::Cache(Buffer::Device(at)) => {
+                    self.targets.iter().position(|target| target.device == Some(at))
+                }
+                _ => None,
+            });
+            let refusing = read.filter(|at| !self.targets[*at].supports_op(&scheduling.graph.tensors, tensor));
+            for target in refusing.chain([here]) {
+                largest[target] = tensor.bytes().max(largest[target]);
+            }
         }
         let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =

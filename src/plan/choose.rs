@@ -197,7 +197,13 @@ impl Problem<'_> {
             }
             (fits, _) => fits,
         };
-        Ok(if is_better { read } else { mapped })
+        let best = if is_better { read } else { mapped };
+        if !best.shortfall.contains_key(HOST) || best.forecast.placement.is_mapped {
+            return Ok(best);
+        }
+        // Beside graphics of main memory `auto` maps nothing, and what is mapped need not be pinned.
+        let mapped = self.solve_tiers(&with(LoadMode::Mmap))?;
+        Ok(if mapped.missing() < best.missing() { mapped } else { best })
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.

@@ -155,7 +155,8 @@ impl Subject<'_> {
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
         let is_asked = problem.request.explain && target.dialect != Dialect::Ik;
-        if self.candidate.run.moe_cache_mib > 0 || !(is_asked || target.has_expert_cache()) {
+        // A copy in the same memory gains nothing.
+        if problem.machine.is_unified() || self.candidate.run.moe_cache_mib > 0 || !(is_asked || target.has_expert_cache()) {
             return Ok(Vec::new());
         }
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);

@@ -27,13 +27,30 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
         return Ok(None);
     }
     let sharing = Sharing::new(problem, &pilot)?;
-    let mut counts = sharing.proportional();
+    let mut counts = sharing.proportional(&[]);
     while let Some(better) = neighbours(&counts, 1).into_iter().map(|next| (sharing.score(&next), next)).max()
         && better.0 > sharing.score(&counts)
     {
         counts = better.1;
     }
-    Ok(Some(shares(&sharing.faster(counts)?)))
+    let (mut counts, mut cost) = sharing.faster(counts)?;
+    // A card may cost more than it brings: without it there is one fewer to wait for.
+    let mut idle = Vec::new();
+    while idle.len() + 1 < sharing.room.len() {
+        let mut better = None;
+        for out in (0..sharing.room.len()).filter(|at| !idle.contains(at)) {
+            let without = [&idle[..], &[out]].concat();
+            let start = sharing.proportional(&without);
+            let found = sharing.cost(&start)?;
+            if found < cost * (1.0 - WORTH) {
+                (better, cost) = (Some((without, start)), found);
+            }
+        }
+        let Some((without, start)) = better else { break };
+        (counts, cost) = sharing.faster(start)?;
+        idle = without;
+    }
+    Ok(Some(shares(&counts)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "slot counts are below 2^24")]
@@ -89,14 +106,18 @@ impl<'a> Sharing<'a> {
         Ok(Self { problem, pilot, hosted: stage.hosted, slots, room: room.collect() })
     }
 
-    /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices.
-    fn proportional(&self) -> Vec<usize> {
-        let (slots, devices) = (self.slots.len(), self.room.len());
-        let total: i128 = self.room.iter().map(|room| (*room).max(1)).sum();
-        let share = |room: &i128| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0);
-        let mut counts: Vec<usize> = self.room.iter().map(share).collect();
+    /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices; none to those that are
+    /// `idle`.
+    fn proportional(&self, idle: &[usize]) -> Vec<usize> {
+        let slots = self.slots.len();
+        let used = || (0..self.room.len()).filter(|at| !idle.contains(at));
+        let room = |at: usize| self.room[at].max(1);
+        let total: i128 = used().map(room).sum();
+        let mut counts = vec![0; self.room.len()];
+        used().for_each(|at| counts[at] = usize::try_from(slots as i128 * room(at) / total).unwrap_or(0));
         let left = slots - counts.iter().sum::<usize>();
-        (0..devices).cycle().take(left).for_each(|at| counts[at] += 1);
+        let given: Vec<usize> = used().collect();
+        given.into_iter().cycle().take(left).for_each(|at| counts[at] += 1);
         counts
     }
 
@@ -123,8 +144,8 @@ impl<'a> Sharing<'a> {
         (short, resident, tightest)
     }
 
-    /// Moves fewer and fewer slots at a time between neighbours while that is faster.
-    fn faster(&self, start: Vec<usize>) -> Result<Vec<usize>, Error> {
+    /// Moves fewer and fewer slots at a time between neighbours while that is faster; what is found, and its cost.
+    fn faster(&self, start: Vec<usize>) -> Result<(Vec<usize>, f64), Error> {
         let first = self.cost(&start)?;
         let (mut counts, mut cost) = (start.clone(), first);
         let mut step = (self.slots.len() / 4).max(1);
@@ -141,7 +162,7 @@ impl<'a> Sharing<'a> {
                 None => step /= 2,
             }
         }
-        Ok(if cost < first * (1.0 - WORTH) { counts } else { start })
+        Ok(if cost < first * (1.0 - WORTH) { (counts, cost) } else { (start, first) })
     }
 
     /// What a split costs with as many whole blocks of experts on each device as its bytes hold; infinite where the rest of a
