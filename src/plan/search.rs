@@ -20,7 +20,7 @@ use crate::memory::compute::Compute;
 use crate::memory::{self, Error, Forecast, HOST, MemoryBreakdown, MemoryByDevice};
 use crate::placement::{self, Buffer, Placement};
 use crate::rules::Role;
-use crate::run::{FlashAttn, RunConfig, numbers, on_host};
+use crate::run::{FlashAttn, LoadMode, RunConfig, numbers, on_host};
 use crate::speed::Estimate;
 
 /// Micro-batches to choose from, in tokens.
@@ -527,8 +527,26 @@ impl<'a> Stage<'a> {
     /// A choice with the compute of another launch, exactly without.
     pub fn candidate(&self, setting: &RunConfig, kept: &Kept, other: Option<&Candidate>) -> Result<Candidate, Error> {
         let compute = other.map(|other| other.forecast.compute());
-        let forecast = self.forecast(setting, self.placement(kept), compute.as_ref())?;
+        let forecast = match &compute {
+            Some(_) => self.forecast(setting, self.placement(kept), compute.as_ref())?,
+            // Whether several micro-batches are in flight depends on the budgets, which the key does not have.
+            None if *kept == self.everything() => self.forecast(setting, self.placement(kept), None)?,
+            None => self.known_forecast(setting, kept)?,
+        };
         Ok(self.problem.candidate(self.run(setting, kept), forecast))
+    }
+
+    /// A forecast whose compute is looked up; what is not known yet is predicted, and then known.
+    fn known_forecast(&self, setting: &RunConfig, kept: &Kept) -> Result<Forecast, Error> {
+        // Tensors move between kinds of host memory by the load mode, and compute stays as it is.
+        let run = RunConfig { load_mode: LoadMode::None, ..setting.clone() };
+        let key = (kept.clone(), run, self.bare.layers.clone(), self.base.overrides.clone());
+        let known = self.problem.computes.borrow().iter().find(|(known, _)| *known == key).map(|(_, c)| c.clone());
+        let forecast = self.forecast(setting, self.placement(kept), known.as_ref())?;
+        if known.is_none() {
+            self.problem.computes.borrow_mut().push((key, forecast.compute()));
+        }
+        Ok(forecast)
     }
 
     /// Compute at a micro-batch: predicted at the ends of `range`, straight between.
@@ -547,16 +565,8 @@ impl<'a> Stage<'a> {
     }
 
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
-        let key = (whole, setting.clone(), self.bare.layers.clone(), self.base.overrides.clone());
-        let known = self.problem.computes.borrow().iter().find(|(known, _)| *known == key).map(|(_, c)| c.clone());
-        let compute = if let Some(known) = known {
-            known
-        } else {
-            let placement = if whole { &self.bare } else { &self.hosted };
-            let found = self.forecast(setting, placement.clone(), None)?.compute();
-            self.problem.computes.borrow_mut().push((key, found.clone()));
-            found
-        };
+        let kept = if whole { self.everything() } else { self.nothing() };
+        let compute = self.known_forecast(setting, &kept)?.compute();
         self.flash_attn.set(compute.flash_attn);
         Ok(compute)
     }

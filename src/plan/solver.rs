@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
+use super::search::Kept;
 use super::{ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
@@ -93,8 +94,8 @@ impl Levers {
 /// Compute buffers that were predicted before, by all that they depend on: budgets are not among it, so a sweep shares them.
 pub type Computes = Rc<RefCell<Vec<(ComputeKey, Compute)>>>;
 
-/// What compute depends on: whether all is with its layer, the launch, the layers' devices, the overrides of the stage.
-pub type ComputeKey = (bool, RunConfig, Vec<Option<u16>>, Vec<Override>);
+/// What compute depends on: which parts of blocks stay with their layer, the launch, the layers' devices, the overrides of the stage.
+pub type ComputeKey = (Kept, RunConfig, Vec<Option<u16>>, Vec<Override>);
 
 /// The problem: a model, a machine whose `total`s are budgets, and what the user fixed.
 #[derive(Debug, Clone)]

@@ -5,13 +5,16 @@
 
 use super::search::Stage;
 use super::solver::{Candidate, Problem};
+use crate::machine::Device;
 use crate::memory::Error;
 use crate::placement::{self, Placement};
 use crate::rules::Role;
-use crate::run::RunConfig;
+use crate::run::{RunConfig, on_host};
 
 /// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
 const WORTH: f64 = 0.01;
+/// As many sets of devices are tried at most.
+const MOST_SUBSETS: usize = 16;
 
 /// Layer slots per device for `-ts`, or `None` with one device or where the user gave it.
 ///
@@ -33,23 +36,17 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
     {
         counts = better.1;
     }
-    let (mut counts, mut cost) = sharing.faster(counts)?;
-    // A card may cost more than it brings: without it there is one fewer to wait for.
-    let mut idle = Vec::new();
-    while idle.len() + 1 < sharing.room.len() {
-        let mut better = None;
-        for out in (0..sharing.room.len()).filter(|at| !idle.contains(at)) {
-            let without = [&idle[..], &[out]].concat();
-            let start = sharing.proportional(&without);
-            let found = sharing.cost(&start)?;
-            if found < cost * (1.0 - WORTH) {
-                (better, cost) = (Some((without, start)), found);
-            }
+    let (counts, mut cost) = sharing.faster(counts)?;
+    // A device may cost more than it brings: without it there is one fewer to wait for.
+    let mut better = None;
+    for idle in sharing.idle() {
+        let start = sharing.proportional(&idle);
+        let found = sharing.cost(&start)?;
+        if found < cost * (1.0 - WORTH) {
+            (better, cost) = (Some(start), found);
         }
-        let Some((without, start)) = better else { break };
-        (counts, cost) = sharing.faster(start)?;
-        idle = without;
     }
+    let counts = better.map_or(Ok(counts), |start| Ok::<_, Error>(sharing.faster(start)?.0))?;
     Ok(Some(shares(&counts)))
 }
 
@@ -121,6 +118,21 @@ impl<'a> Sharing<'a> {
         counts
     }
 
+    /// Which devices may be left idle; of devices that are alike the last ones.
+    fn idle(&self) -> Vec<Vec<usize>> {
+        let devices: Vec<&Device> =
+            self.pilot.forecast.placement.taking_part(self.problem.machine).map(|(_, device)| device).collect();
+        let kind = |at: usize| (&devices[at].description, devices[at].total, devices[at].backend, &devices[at].rates);
+        let all = 0..devices.len().min(MOST_SUBSETS.ilog2() as usize * 2);
+        let is_in = |mask: usize, at: usize| mask >> at & 1 == 1;
+        let is_first = |mask: usize| {
+            let pairs = all.clone().flat_map(|one| (0..one).map(move |before| (before, one)));
+            pairs.into_iter().all(|(before, one)| !is_in(mask, before) || is_in(mask, one) || kind(before) != kind(one))
+        };
+        let masks = (1..(1usize << all.len()) - 1).filter(|mask| is_first(*mask)).take(MOST_SUBSETS);
+        masks.map(|mask| all.clone().filter(|at| is_in(mask, *at)).collect()).collect()
+    }
+
     /// The slots of each device, with its room.
     fn ranges<'s>(&'s self, counts: &'s [usize]) -> impl Iterator<Item = (&'s [Slot], i128)> {
         let mut rest = &self.slots[..];
@@ -171,7 +183,8 @@ impl<'a> Sharing<'a> {
         if self.score(counts).0 < 0 {
             return Ok(f64::INFINITY);
         }
-        let run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut moves = false;
         let mut placement = placement::place(self.problem.model, self.problem.machine, &run)?;
         for (slots, room) in self.ranges(counts) {
             let mut left = room - slots.iter().map(|slot| slot.fixed).sum::<i128>();
@@ -179,8 +192,13 @@ impl<'a> Sharing<'a> {
                 left -= slot.movable;
                 for at in slot.experts.iter().filter(|_| left < 0) {
                     placement.copies[*at].clone_from(&self.hosted.copies[*at]);
+                    moves = true;
                 }
             }
+        }
+        // Overrides keep the devices from working in a pipeline.
+        if moves && run.overrides.is_empty() {
+            run.overrides.push(on_host(String::new(), "-ot"));
         }
         Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.forecast)))
     }

@@ -7,7 +7,8 @@ use moeplan::ask::machine::Described;
 use moeplan::ask::options::{Planning, kept};
 use moeplan::bytes::{Bytes, GIB, MIB};
 use moeplan::checkup::{self, Checkup, Options};
-use moeplan::machine::{Host, Machine};
+use moeplan::emit;
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::explain::Alternative;
 use moeplan::plan::solver::Strategy;
@@ -249,4 +250,31 @@ fn the_plan_beside_a_command_is_what_its_words_ask_for_and_serves_the_same() {
     let undecided = found.undecided.unwrap();
     assert_eq!(undecided, "--jinja --rope-scaling yarn --port 8081");
     assert!(found.command.ends_with(&format!(" {undecided}")), "{}", found.command);
+}
+
+/// Cards by name, in a computer with so many GiB.
+fn named(cards: &[&str], ram: u64) -> Machine {
+    let cards: Vec<String> = cards.iter().map(ToString::to_string).collect();
+    let ram = Bytes(ram * GIB);
+    let host = Host { ram: Some(ram), note: Some("said of it".into()), ..Host::default() };
+    Machine::new(Device::of_cards(&cards, None, Some(ram)).unwrap(), host).unwrap()
+}
+
+#[test]
+fn a_check_and_a_script_for_windows_say_whose_the_budgets_are() {
+    let model = model("qwen3-30b-a3b", &Wish { blocks: Some(6), ..Wish::default() });
+    let budgets = |machine: &Machine| -> Vec<String> {
+        let (checkup, _) = beside(&model, machine, "llama-server -ngl 99 -c 8192", Bytes(0), Turn::default());
+        let rows = checkup.basis.into_iter().filter(|row| row.quantity.ends_with(checkup::BUDGET));
+        rows.map(|row| format!("{}: {}", row.quantity, row.how)).collect()
+    };
+    let (card, unified) = (named(&["RTX 3090"], 64), named(&["Strix Halo"], 128));
+    let of_card = budgets(&card);
+    assert!(of_card[0].starts_with("CUDA0.budget: ") && of_card[0].contains("Windows about 22.76 GiB"), "{of_card:?}");
+    assert_eq!(of_card[1..], ["main memory.budget: said of it"]);
+    assert!(budgets(&unified)[0].contains("ttm.pages_limit=29360128"), "{:?}", budgets(&unified));
+    let plan = plan::brief(&model, "model.gguf", &card, &Request::of(&card)).unwrap();
+    let notes = |form| emit::render(&model, &plan, emit::Wish { form, ..emit::Wish::default() }).unwrap().notes;
+    let is_told = |form| notes(form).iter().any(|note| note.contains("Windows about 22.76 GiB"));
+    assert!(is_told(emit::Form::PowerShell) && !is_told(emit::Form::Shell));
 }

@@ -53,7 +53,9 @@ static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
 /// A machine by its devices, GiB of main memory and system: `CUDA0=24G,CUDA1=12G 64`, `CUDA0=24G 64 windows`.
 fn machine(text: &str) -> Machine {
     let (devices, ram) = text.split_once(' ').unwrap();
-    let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
+    let devices = devices.replace(",shared", " shared");
+    let devices = devices.split(',').filter(|device| !device.is_empty());
+    let devices = devices.map(|device| Device::parse(&device.replace(' ', ",")).unwrap());
     let (ram, windows) = ram.strip_suffix(" windows").map_or((ram, false), |ram| (ram, true));
     let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
     Machine::new(devices.collect(), Host { ram, windows, ..Host::default() }).unwrap()

@@ -171,3 +171,31 @@ impl SweepDocument {
         Block::lines(&format!("{title} by {what}, predicted"), text, lines, table)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_is_as_certain_as_its_footnote_says() {
+        let speed = |share: f64, basis: &str| Speed {
+            pp: 1.0,
+            tg: 1.0,
+            basis: basis.into(),
+            uncertainty: share,
+            uncertainty_pp: share,
+            uncertainty_tg: 0.4,
+            speculation: None,
+            together: None,
+        };
+        let (usual, disk) = (speed(0.5, "table"), speed(0.7, "table; disk"));
+        let rows = [("4 GiB", &disk), ("8 GiB", &usual), ("12 GiB", &usual)];
+        let told = |rows: &[(&str, &Speed)]| -> Vec<String> {
+            let blocks = certainty(rows.iter().map(|(label, speed)| ((*label).to_string(), *speed)));
+            blocks.map(|block| if let Block::Prose(text) = block { text } else { String::new() }).collect()
+        };
+        let most = "Predicted: pp ±50%, tg ±40%, in tokens/s (table)";
+        assert_eq!(told(&rows), [most, "Predicted for 4 GiB: pp ±70%, tg ±40%, in tokens/s (table; disk)"]);
+        assert_eq!(told(&rows[1..]), [most]);
+    }
+}
