@@ -383,10 +383,8 @@ impl Machine {
 
     /// What to say of its budgets, a line a device.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        let note = |device: &Device| {
-            device.budget_note().or_else(|| device.system_note()).or_else(|| device.part_note(self.host.ram?))
-        };
-        let devices = self.devices.iter().filter_map(move |device| Some(format!("{}: {}", device.name, note(device)?)));
+        let note = |device: &Device| Some(format!("{}: {}", device.name, device.note(self.host.ram)?));
+        let devices = self.devices.iter().filter_map(note);
         devices.chain(self.host.note.iter().map(|note| format!("main memory: {note}")))
     }
 
@@ -713,7 +711,8 @@ impl Device {
     }
 
     /// The devices of `--gpu NAME`, in order: cards with the memory that an idle system leaves of them. `NAME=SIZE` says which of the
-    /// sizes that it is sold with, or how much, where no row of the table says it; `4x NAME` that there are four.
+    /// sizes that it is sold with, or how much, where no row of the table says it; a smaller size is a part of the card, to the byte. `4x NAME`
+    /// says that there are four.
     ///
     /// A card that uses main memory has what its system lets it take of `ram`; with a size, so much. Without `ram` the size is the main
     /// memory of its computer.
@@ -802,8 +801,13 @@ impl Device {
         (self.total, self.free, self.sold_as) = (budget, budget, None);
     }
 
+    /// What to say of its budget, in a computer with so much main memory.
+    pub fn note(&self, ram: Option<Bytes>) -> Option<String> {
+        self.budget_note().or_else(|| self.system_note()).or_else(|| self.part_note(ram?))
+    }
+
     /// What to say of a budget that stands for a card of which only the size is known.
-    pub fn budget_note(&self) -> Option<String> {
+    fn budget_note(&self) -> Option<String> {
         let gb = self.sold_as?;
         if self.integrated {
             let name = &self.name;
@@ -816,7 +820,7 @@ impl Device {
     }
 
     /// What to say of a card's budget that is what one system leaves of it, where another leaves less.
-    fn system_note(&self) -> Option<String> {
+    pub fn system_note(&self) -> Option<String> {
         let (card, description) = (self.card()?, self.description.as_deref()?);
         // One that was found calls itself otherwise.
         let own = card
@@ -916,6 +920,10 @@ impl FromStr for GpuName {
         }
         let size = size.map(str::parse::<DeviceSize>).transpose();
         let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
+        // Less than the card is sold with is what is free of it.
+        let sizes = || card.sold.iter().map(|sold| sold.gb);
+        let is_part = |gb: &u32| sizes().all(|other| other != *gb) && sizes().max().is_some_and(|most| most > *gb);
+        let size = size.map(|size| DeviceSize { sold_as: size.sold_as.filter(|gb| !is_part(gb)), ..size });
         let in_name = gb.map(|gb| DeviceSize { bytes: Bytes(u64::from(gb) * GIB), sold_as: Some(gb) });
         let computer = in_name.filter(|_| card.is_integrated()).map(|size| size.bytes);
         Ok(Self { count, card, size: size.or(in_name.filter(|_| computer.is_none())), computer })
@@ -1281,6 +1289,10 @@ mod tests {
             ("DGX Spark", 1, "GB10", 122_500),
             ("Arc 140V 32GB", 1, "ARC 140V", 16 << 10),
             ("RTX3090", 1, "RTX 3090", 23_863),
+            ("RTX 3060=10G", 1, "RTX 3060", 10 << 10),
+            ("RTX 3060=12G", 1, "RTX 3060", 11_798),
+            ("RTX 3060 8GB", 1, "RTX 3060", 7019),
+            ("RTX 4090=48G", 1, "RTX 4090", 45_467),
             ("GeForce RTX4070TI=12G", 1, "RTX 4070 TI", 11_005),
             ("3090x2", 2, "RTX 3090", 23_863),
             ("RX7900XTX", 1, "7900 XTX", 24_102),

@@ -31,7 +31,8 @@ pub struct Described {
     /// Cards by name, with their real memory and speed: "RTX 4090", "3090=23G".
     ///
     /// Repeat the option, or separate cards with commas; '4x NAME' is four cards. `moeplan devices --known` lists the names. Write
-    /// 'NAME=SIZE' if the card is sold with several sizes, or if its memory is not known. For graphics that use main memory ("M4 Max",
+    /// 'NAME=SIZE' if the card is sold with several sizes, or if its memory is not known; a size below these, '3060=10G', is so many GiB
+    /// of the card. For graphics that use main memory ("M4 Max",
     /// "Strix Halo"), SIZE is how much of --ram they may take.
     #[cfg_attr(
         feature = "cli",
@@ -169,8 +170,11 @@ impl Described {
         if self.cores.is_some() {
             (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
         }
-        let memory = host.processor.as_deref().and_then(|name| processors::named(name).memory);
-        let ram = self.ram.map(|ram| memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
+        let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
+        let ram = self.ram.map(|ram| known.memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
+        // That a desktop's processor has two channels is no guess: four of DDR5 have 150 GB/s and more.
+        let is_guessed = |generation: u32| known.takes.is_none() && !(generation > 4 && known.memory.is_some_and(|memory| memory < 100.0));
+        let ram = ram.map(|ram| Ram { assumed: ram.assumed.filter(|(generation, ..)| is_guessed(*generation)), ..ram });
         if let Some(ram) = ram {
             (host.ram, host.note) = (Some(ram.bytes), ram.note());
         }

@@ -6,6 +6,7 @@ use crate::ask;
 use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
 use crate::checkup::Severity;
+use crate::checkup::lints::BEYOND_TRAINING;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
@@ -361,8 +362,12 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             for warning in plan.warnings.iter().filter(|warning| of_machine.contains(&&*warning.code)) {
                 output.say(&format!("note: {}", warning.message));
             }
-            for lint in plan.check.lints.iter().filter(|lint| lint.severity == Severity::Error) {
-                output.say(&format!("error: {}", lint.message));
+            for lint in &plan.check.lints {
+                if lint.severity == Severity::Error {
+                    output.say(&format!("error: {}", lint.message));
+                } else if lint.code == BEYOND_TRAINING {
+                    output.say(&format!("warning: {}", lint.message));
+                }
             }
             for (device, over) in &plan.check.shortfall {
                 output.say(&format!("warning: {device} is {over} over its budget"));

@@ -16,6 +16,8 @@ use crate::machine::Backend;
 use crate::placement::Placement;
 use crate::run::{ContextNumbers, FlashAttn, SplitMode};
 
+/// The most bytes of one tensor that any driver takes without 64-bit indexing.
+pub const VULKAN_LONGEST: u64 = super::vulkan::LONGEST;
 /// The largest buffer of the Vulkan driver that takes least, AMD's own. A driver without 64-bit indexing takes less than 4 GiB
 /// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
 /// `ggml_backend_vk_device_supports_op`, b11434).
@@ -36,7 +38,8 @@ pub struct Compute {
     pub is_pipelined: bool,
     /// Kernels that a graph of the target starts.
     pub kernels: usize,
-    /// The largest result of an operation on a Vulkan device, where that is more than every driver takes ([`VULKAN_BUFFER`]).
+    /// The largest result of an operation on a Vulkan device, or of one that is too long for it, where that is more than every driver takes
+    /// ([`VULKAN_BUFFER`]).
     pub beyond_vulkan: Option<Bytes>,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,

@@ -285,7 +285,7 @@ impl Order<'_> {
 }
 
 /// The longest tensor that a shader reads (`maxStorageBufferRange` of AMD's, NVIDIA's and most of Intel's drivers).
-const LONGEST: u64 = u32::MAX as u64;
+pub const LONGEST: u64 = u32::MAX as u64;
 
 fn is_float(tensor: &Tensor) -> bool {
     matches!(tensor.ty.name, "f32" | "f16")

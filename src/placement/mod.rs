@@ -198,7 +198,7 @@ impl Hint for Error {
                 let is_same = |other: &&str| !number(name).is_empty() && number(other) == number(name);
                 match known.split(", ").find(is_same) {
                     Some(other) => format!(
-                        "here it is `{other}`; for a machine with {name}, describe it before `--`: --device {name}=SIZE"
+                        "here it is `{other}`; for a machine with {name}, write --device {name}=SIZE before `--`, in place of --vram or --gpu"
                     ),
                     None => format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"),
                 }

@@ -85,9 +85,12 @@ pub struct Checked {
     /// The least `--n-cpu-moe` with which a command fits that does not; absent where it fits, and where other rules place experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_cpu_moe: Option<u32>,
-    /// What the planner makes of the same model with the same context; absent where that was not asked, or nothing fits.
+    /// What the planner makes of the same model with the same context; absent where that was not asked, or where `no_plan` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Beside>,
+    /// Why there is no plan beside the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_plan: Option<String>,
 }
 
 /// The plan beside a command that was checked.
@@ -98,6 +101,9 @@ pub struct Beside {
     pub asked: String,
     /// The planned command with the flags of the other that decide nothing here, quoted for a shell; untrusted text.
     pub command: String,
+    /// Those flags, which `moeplan plan` does not take, quoted for a shell; untrusted text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<String>,
     pub memory: BTreeMap<String, checkup::Row>,
     pub speed: Speed,
     /// The predicted time of the turn, in seconds.
@@ -388,16 +394,6 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         warn("device-not-used", message, "-ts gives each device a share of the layers");
     }
     let trained = model.hparams.context_length;
-    if let ContextChoice::Fixed(n_ctx) = request.context
-        && trained > 0
-        && n_ctx / request.slots() > trained
-    {
-        let message = format!(
-            "-c {n_ctx} is longer than the context that the model was trained on, {} tokens",
-            thousands(trained.into())
-        );
-        warn("context-beyond-training", message, "-c max stays within it");
-    }
     let numbers = &candidate.forecast.numbers;
     let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
     if tokens > slot {

@@ -44,6 +44,7 @@ impl Document for Checked {
             Block::Command("The command as llama.cpp accepts it; the figures are for this one".into(), command.clone())
         }));
         page.push(self.plan.iter().flat_map(|plan| beside(plan, check.fits())));
+        page.push(self.no_plan.as_ref().map(|why| Block::Prose(format!("No plan is shown for comparison: {why}."))));
         page.push(variants(&self.variants));
         page.push(by_device(check, Bytes(0)));
         page.push(self.projected.iter().flat_map(projected));
@@ -211,7 +212,9 @@ fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
         (false, None) => format!("A {what} fits, and takes {turn} a turn"),
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
-    vec![Block::Command(text, plan.command.clone()), Block::Command("This gives the plan".into(), plan.asked.clone())]
+    let undecided = plan.undecided.as_ref();
+    let asked = undecided.map_or("This gives the plan".to_string(), |words| format!("This gives the plan, without {words}"));
+    vec![Block::Command(text, plan.command.clone()), Block::Command(asked, plan.asked.clone())]
 }
 
 /// A terminal shows it at once only where it decides something.
@@ -435,9 +438,10 @@ impl Plan {
 
     fn remedy(&self) -> &'static str {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
+        let is_host_short = self.check.shortfall.contains_key(HOST);
         match (host_only, self.strategy) {
             (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or use a smaller file",
-            _ if host_only && self.machine.is_unified() => {
+            _ if is_host_short && self.machine.is_unified() => {
                 "Graphics and processor share main memory, so moving experts frees nothing: use a smaller file (--as Q3_K_M,Q2_K compares \
                  quantizations), or a smaller -c or -ub"
             }
