@@ -162,6 +162,7 @@ impl<'a> Context<'a> {
     }
 
     fn scheduler(&self) -> Scheduler {
+        let rules = self.launch.run.rules();
         let device = |index: &u16| {
             let device = self.launch.machine.device(*index)?;
             let is_meta = self.placement.shares.is_some();
@@ -170,17 +171,18 @@ impl<'a> Context<'a> {
                 device: Some(*index),
                 alignment: device.backend.alignment(),
                 max_chunk: device.backend.max_buffer().0,
+                repeats: rules.vulkan_repeats,
                 is_meta,
             })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
         // The CPU computes in pinned memory of the first device (`src/llama-context.cpp`, "use the host buffer of the first device").
-        let rules = self.launch.run.rules();
         let first = targets.first().map_or(Backend::Cpu, |first| first.backend);
         targets.push(Target {
             backend: Backend::Cpu,
             device: None,
             alignment: if targets.is_empty() { first.alignment() } else { first.host_alignment() },
+            repeats: true,
             max_chunk: if first.is_cuda_source() { rules.pinned_buffer } else { u64::MAX },
             is_meta: false,
         });

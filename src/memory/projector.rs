@@ -144,6 +144,7 @@ pub fn encoder_memory(
         device,
         alignment: backend.alignment(),
         max_chunk: backend.max_buffer().0,
+        repeats: RunConfig::default().rules().vulkan_repeats,
         is_meta: false,
     };
     let own = home.map(|(at, backend)| target(backend, Some(at)));

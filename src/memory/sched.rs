@@ -456,7 +456,14 @@ mod tests {
 
     fn target(device: Option<u16>) -> Target {
         let backend = if device.is_some() { Backend::Cuda } else { Backend::Cpu };
-        Target { backend, device, alignment: backend.alignment(), max_chunk: backend.max_buffer().0, is_meta: false }
+        Target {
+            backend,
+            device,
+            alignment: backend.alignment(),
+            max_chunk: backend.max_buffer().0,
+            repeats: true,
+            is_meta: false,
+        }
     }
 
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {

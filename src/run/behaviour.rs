@@ -177,6 +177,9 @@ rules! {
     /// Rotations of quantized caches are the caches' own, not inputs of the graph.
     rotations_cached: bool = false,
         [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
+    /// Vulkan's products repeat weights along the last dimension, for sequences that are apart.
+    vulkan_repeats: bool = false,
+        [11549, 12032] true => "ggml/src/ggml-vulkan/ggml-vulkan.cpp ggml_backend_vk_device_supports_op: GGML_OP_MUL_MAT";
     /// CUDA's largest pinned buffer of the host, in bytes.
     pinned_buffer: u64 = u64::MAX,
         [11549, 12032] 4 << 30 => "ggml/src/ggml-cuda/ggml-cuda.cu ggml_backend_cuda_host_buffer_type_get_max_size";

@@ -216,11 +216,7 @@ fn with_ram(machine: Machine, mib: u64) -> Machine {
 #[test]
 fn the_micro_batch_is_what_main_memory_holds() {
     let model = model("gpt-oss-120b", &Wish::default());
-    let asked = Request {
-        levers: Levers::unasked(),
-        context: ContextChoice::Fixed(8192),
-        ..request(Strategy::Auto)
-    };
+    let asked = Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
     let sizes = [57.0, 59.0, 59.8, 60.4, 60.8, 61.5, 63.0].map(|gib| (gib * 1024.0) as u64);
     let machines = sizes.map(|mib| (with_ram(one_card(11_910), mib), asked.clone()));
     never_dearer(&model, machines.into_iter()).unwrap();

@@ -114,7 +114,9 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, low: Node<'g>, inputs: &Inputs<'g>) -> 
     let keys = pooled_keys(l, x, head, pools);
     let scores = q.lightning_indexer(keys, l.raw_mm("indexer.proj", x).scale(), pools.mask);
     let best = scores.top_k(pools.n_top);
-    let Some(live) = inputs.live else { return pools.mask_of(scores, best, inputs.has_tail, mask) };
+    let Some(live) = inputs.live else {
+        return l.probed(pools.mask_of(scores, best, inputs.has_tail, mask));
+    };
     let order = pools.best_scores(scores, best).reshape(&[pools.n_top, n_tokens]).argsort();
     let best = best.cast(f32()).reshape(&[1, pools.n_top, n_tokens]).get_rows(order);
     let best = best.reshape(&[pools.n_top, n_tokens]).cont().cast(i32());

@@ -111,7 +111,7 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, chooser: &Chooser<'g>, positions: Node<
     let best = scores.top_k(pools.n_top);
     let newer = l.plan.rules.pools_replace_masks;
     if newer && l.plan.fused.masks {
-        return pools.mask_of(scores, best, true, mask);
+        return l.probed(pools.mask_of(scores, best, true, mask));
     }
     let choice = pools.chosen_cells(best, true).expand();
     let live = pools.best_scores(scores, best).scale().clamp().repeat(&[pools.size, pools.n_top, n_tokens]);
