@@ -251,9 +251,9 @@ impl Backend {
 
     /// What a tensor takes in a buffer of this backend's devices, alignment included.
     pub fn tensor_bytes(self, ty: GgmlType, shape: [u64; 4]) -> Bytes {
-        let rows = shape[1] * shape[2] * shape[3];
-        // A part of a tensor ends with a block; an empty one takes nothing.
-        let bytes = Bytes(ty.row_bytes(shape[0]).unwrap_or(0) * rows);
+        // A part of a tensor ends with a block; an empty one takes nothing. A header may say any shape.
+        let row = ty.row_bytes(shape[0]).unwrap_or(0);
+        let bytes = Bytes(shape[1..].iter().fold(row, |bytes, n| bytes.saturating_mul(*n)));
         if bytes.0 == 0 { bytes } else { self.alloc_size(ty, shape, bytes).padded(self.alignment()) }
     }
 
@@ -1191,6 +1191,12 @@ pub enum Isa {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_tensor_of_any_shape_takes_nothing() {
+        let ty = crate::gguf::ggml_type::f32();
+        assert_eq!(Backend::Cuda.tensor_bytes(ty, [0, u64::MAX, u64::MAX, 2]), Bytes(0));
+    }
 
     #[test]
     fn slots_are_generation_and_lanes() {

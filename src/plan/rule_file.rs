@@ -257,8 +257,9 @@ struct RuleText {
 
 type Mistake = (Position, String);
 
+/// A mistake is told in one line, whatever a value holds.
 fn mistake<T, M>(at: &Spanned<T>, problem: impl Into<String>) -> Result<M, Mistake> {
-    Err((position(at), problem.into()))
+    Err((position(at), problem.into().replace(char::is_control, " ")))
 }
 
 fn position<T>(value: &Spanned<T>) -> Position {
@@ -800,6 +801,7 @@ mod tests {
             ("rules:\n  - role: router\n    buffer: CPU\n    then: CPU\n", 4, 11, "go with `fill`"),
             ("rules:\n  - role: router\n    fill: {CUDA0: lots}\n", 3, 19, "is not a size"),
             ("rules:\n  - role: router\n    fill: {}\n", 3, 11, "no device"),
+            ("rules:\n  - role: router\n    buffer: \"C\\nP\"\n", 3, 13, "`C P` is not a buffer"),
             ("rules:\n  - role: router\n    fill: CUDA0\n", 3, 11, "map"),
             ("rules:\n  - role: router\n    fill: {CUDA0: 1G, CUDA0: 2G}\n", 3, 23, "CUDA0"),
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    order: [up, up]\n", 4, 12, "twice"),
