@@ -437,6 +437,15 @@ impl Ram {
         Self { bandwidth: Some(of(channels)), assumed: Some((generation, rate, channels)), ..self }
     }
 
+    /// What was typed behind the size, as it is typed with another size.
+    pub fn kind(&self) -> String {
+        match (self.assumed, self.bandwidth) {
+            (Some((generation, rate, _)), _) => format!("@ddr{generation}-{rate}"),
+            (None, Some(bandwidth)) => format!("@{bandwidth}"),
+            (None, None) => String::new(),
+        }
+    }
+
     /// What was taken for what was typed.
     pub fn note(&self) -> Option<String> {
         let size = self.sold_as.map(|gb| {
@@ -541,8 +550,57 @@ pub fn possible(bandwidth: f64) -> Result<f64, String> {
 /// As it is typed: read back it is the same.
 impl fmt::Display for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.bytes.typed())?;
-        self.bandwidth.map_or(Ok(()), |bandwidth| write!(f, "@{bandwidth}"))
+        write!(f, "{}{}", self.bytes.typed(), self.kind())
+    }
+}
+
+/// A PCIe slot as it is typed: generation and lanes, `4x8`, `4.0x16`, `gen3 x4`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(try_from = "String")]
+pub struct Slot {
+    generation: u8,
+    lanes: u8,
+}
+
+/// MB/s of a lane, from PCIe 1.0 to 6.0: its transfers less what its encoding takes (PCI-SIG's specifications).
+const LANES: [f64; 6] = [250.0, 500.0, 984.6, 1969.2, 3938.5, 7563.0];
+
+impl Slot {
+    /// GB/s in one direction.
+    pub fn rate(self) -> f64 {
+        LANES.get(usize::from(self.generation) - 1).map_or(0.0, |lane| lane * f64::from(self.lanes) / 1000.0)
+    }
+}
+
+impl FromStr for Slot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.trim().to_ascii_lowercase();
+        let read = || {
+            let (generation, lanes) = lower.split_once('x')?;
+            let generation = generation.trim_start_matches("pcie").trim_start().trim_start_matches("gen").trim();
+            let generation = generation.strip_suffix(".0").unwrap_or(generation).parse().ok()?;
+            let lanes = lanes.trim().parse().ok()?;
+            let is_slot = (1..=6).contains(&generation) && matches!(lanes, 1 | 2 | 4 | 8 | 16);
+            is_slot.then_some(Self { generation, lanes })
+        };
+        read().ok_or_else(|| "write generation and lanes, for example 4x8: PCIe 1 to 6, 1 to 16 lanes".to_string())
+    }
+}
+
+impl TryFrom<String> for Slot {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.generation, self.lanes)
     }
 }
 
@@ -1135,6 +1193,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn slots_are_generation_and_lanes() {
+        for (text, rate) in [("4x16", 31.5), ("4.0x8", 15.8), ("gen3 x4", 3.9), ("PCIe 5.0 x16", 63.0)] {
+            let slot: Slot = text.parse().unwrap();
+            assert!((slot.rate() - rate).abs() < 0.1, "{text}: {}", slot.rate());
+        }
+        for bad in ["4", "x16", "0x16", "7x16", "4x3", "4x", "4x32"] {
+            assert!(bad.parse::<Slot>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_whole_number_of_gb_is_a_card_and_everything_else_exact() {
         let mib = |n| (Bytes::mib(n), None);
         let card = |gb| (cards::sold_as(gb, Backend::Cuda).unwrap().least, Some(gb));
@@ -1279,10 +1348,10 @@ mod tests {
         }
         // Of a desktop's two channels, of which a note says so; as shops write it; and GB as modules are sold.
         for (text, typed, notes) in [
-            ("64G@ddr4-3600", "64GiB@57.6", &["@ddr4-3600x4"][..]),
-            ("64GB DDR4-3600", "64GiB@57.6", &["64 GiB", "@ddr4-3600x4"]),
+            ("64G@ddr4-3600", "64GiB@ddr4-3600", &["@ddr4-3600x4"][..]),
+            ("64GB DDR4-3600", "64GiB@ddr4-3600", &["64 GiB", "@ddr4-3600x4"]),
             ("64GB ddr5-6000 x4", "64GiB@192", &["64 GiB"]),
-            ("64GB DDR5 6000MHz", "64GiB@96", &["64 GiB", "@ddr5-6000x4"]),
+            ("64GB DDR5 6000MHz", "64GiB@ddr5-6000", &["64 GiB", "@ddr5-6000x4"]),
             ("64GB", "64GiB", &["64 GB hold 64 GiB", "--ram 59.6G"]),
             ("36GB", "36GiB", &["36 GiB"]),
             ("97GB", "97000000000B", &[]),
@@ -1290,6 +1359,8 @@ mod tests {
         ] {
             let ram: Ram = text.parse().unwrap();
             assert_eq!((ram.to_string().as_str(), ram.note().is_some()), (typed, !notes.is_empty()), "{text}");
+            // Typed again it is the same, whatever channels a processor has.
+            assert_eq!(ram.in_channels_of(2, 460.8).to_string(), typed, "{text}");
             let note = ram.note().unwrap_or_default();
             assert!(notes.iter().all(|part| note.contains(part)), "{text}: {note}");
         }

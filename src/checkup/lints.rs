@@ -25,6 +25,9 @@ use crate::run::build::{NEWEST, OLDEST};
 use crate::run::numbers::{numbers, padded};
 use crate::run::{Dialect, Note, ParsedCommand, Program, RunConfig, SplitMode};
 
+/// As much of a mapped file was copied to a ROCm device without trouble.
+const MOST_MAPPED: Bytes = Bytes(30 << 30);
+
 /// Something wrong or surprising.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -619,7 +622,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are for the command as written",
+            "llama.cpp's own fitting is on and would move experts or layers to the host; the memory shown is that of the command as written",
             "`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written",
         )
     }),
@@ -634,6 +637,24 @@ const LINTS: &[Rule] = &[
         found(
             format!("`-ngl {n}` leaves blocks 0 to {} of {blocks} on the host, attention and cache included", left - 1),
             hint,
+        )
+    }),
+    // HIP copies mapped pages to the device itself, and stops answering after some tens of GiB (llama.cpp issue 15018; "hangs with 58 GiB,
+    // loads 30", gfx1151 and gfx1201).
+    ("mapped-on-rocm", Warning, |facts| {
+        let placement = &facts.forecast.placement;
+        let of_rocm = placement.taking_part(facts.machine).filter(|(_, device)| device.backend == Backend::Rocm);
+        let model = |device: &Device| facts.forecast.memory.get(&device.name).map_or(Bytes(0), |row| row.model);
+        let copied: Bytes = of_rocm.map(|(_, device)| model(device)).sum();
+        if !placement.is_mapped || copied <= MOST_MAPPED {
+            return None;
+        }
+        let hint = if facts.command.run.target.dialect == Dialect::Ik { "`--no-mmap`" } else { "`--load-mode none`" };
+        found(
+            format!(
+                "{copied} of a mapped file are copied to ROCm devices: such loads were seen to take hours or to hang"
+            ),
+            format!("{hint} reads the file instead"),
         )
     }),
     // Mapped experts are copied through pageable memory; pinned ones are not.
@@ -659,10 +680,12 @@ const LINTS: &[Rule] = &[
     }),
     ("pinned-beyond-limit", Info, |facts| {
         let placement = &facts.forecast.placement;
-        let most = facts.machine.host.pinnable().filter(|_| !placement.can_pin(facts.machine))?;
+        let share = placement.pinned_share(facts.machine, facts.run.rules());
+        let most = facts.machine.host.pinnable().filter(|_| share < 1.0)?;
+        let what = if share > 0.0 { "the rest" } else { "all of it" };
         found(
             format!(
-                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps all of it in \
+                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps {what} in \
                  pageable memory, and prompts copy it at that rate",
                 placement.pinned()
             ),

@@ -430,7 +430,7 @@ mod tests {
         let one = of(&["--vram", "24G", "--ram", "256G", "--cpu", "EPYC 9654"]);
         assert!(one.note.is_none() && one.rates.is_none());
         let rates = crate::speed::prices::host_rates(&one);
-        for name in ["2x EPYC 9654", "EPYC 9654 x2"] {
+        for name in ["2x EPYC 9654", "EPYC 9654 x2", "dual EPYC 9654", "2xEPYC9654"] {
             let two = of(&["--vram", "24G", "--ram", "256G", "--cpu", name]);
             assert_eq!([two.cores, two.threads], [one.cores, one.threads].map(|count| count.map(|count| 2 * count)));
             let both = crate::speed::prices::host_rates(&two);

@@ -24,6 +24,8 @@ pub struct Target {
     pub device: Option<u16>,
     /// The alignment of its compute buffer.
     pub alignment: u64,
+    /// The largest single buffer that it computes in.
+    pub max_chunk: u64,
     /// Whether it stands for all devices of `-sm tensor` (`ggml/src/ggml-backend-meta.cpp`): it neither fuses nor asks for
     /// operations on weights of the host.
     pub is_meta: bool,
@@ -33,11 +35,6 @@ impl Target {
     /// What sizes in its compute buffer are padded to.
     pub fn alignment(&self) -> u64 {
         self.alignment
-    }
-
-    /// The largest single compute buffer.
-    pub fn max_chunk(&self) -> u64 {
-        self.backend.max_buffer().0
     }
 
     fn is_cuda(&self) -> bool {
@@ -263,7 +260,8 @@ mod tests {
     use super::super::graph::tensor::{Draft, Graph, Id};
     use super::*;
 
-    const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128, is_meta: false };
+    const CUDA: Target =
+        Target { backend: Backend::Cuda, device: Some(0), alignment: 128, max_chunk: u64::MAX, is_meta: false };
 
     /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
     fn attention(head: u64, ty: &str) -> (Graph, Id) {

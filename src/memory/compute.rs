@@ -169,15 +169,22 @@ impl<'a> Context<'a> {
                 backend: device.backend,
                 device: Some(*index),
                 alignment: device.backend.alignment(),
+                max_chunk: device.backend.max_buffer().0,
                 is_meta,
             })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
         // The CPU computes in pinned memory of the first device (`src/llama-context.cpp`, "use the host buffer of the first device").
-        let alignment = targets.first().map_or(Backend::Cpu.alignment(), |first| first.backend.host_alignment());
-        targets.push(Target { backend: Backend::Cpu, device: None, alignment, is_meta: false });
-        let several = self.placement.devices.len() > 1;
         let rules = self.launch.run.rules();
+        let first = targets.first().map_or(Backend::Cpu, |first| first.backend);
+        targets.push(Target {
+            backend: Backend::Cpu,
+            device: None,
+            alignment: if targets.is_empty() { first.alignment() } else { first.host_alignment() },
+            max_chunk: if first.is_cuda_source() { rules.pinned_buffer } else { u64::MAX },
+            is_meta: false,
+        });
+        let several = self.placement.devices.len() > 1;
         let has_events = targets.iter().all(|target| match target.backend {
             Backend::Rpc => rules.rpc_pipelines,
             backend => backend.may_pipeline(),

@@ -73,7 +73,7 @@ impl Scheduler {
         let is_kept = bound.iter().all(|(id, target)| scheduling.target_of[id.index()] == Some(*target));
         let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =
-            self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
+            self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk)).collect();
         let tensors = graph.tensors.as_slice();
         let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
         let clamps_inplace = self.rules.clamps_inplace;
@@ -456,7 +456,7 @@ mod tests {
 
     fn target(device: Option<u16>) -> Target {
         let backend = if device.is_some() { Backend::Cuda } else { Backend::Cpu };
-        Target { backend, device, alignment: backend.alignment(), is_meta: false }
+        Target { backend, device, alignment: backend.alignment(), max_chunk: backend.max_buffer().0, is_meta: false }
     }
 
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {

@@ -68,7 +68,9 @@ impl Problem<'_> {
         let (host, levers) = (&self.machine.host, self.request.levers);
         // `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
         let counts = [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten();
-        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && levers.threads && host.rates.is_some()).collect();
+        // What a thread does is known where it was measured only.
+        let is_measured = host.rates.as_ref().is_some_and(|rates| !rates.by_thread.is_nan());
+        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && levers.threads && is_measured).collect();
         for count in counts {
             let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
             let estimate = self.estimate(&run, &candidate.forecast.placement, &candidate.forecast);

@@ -431,8 +431,10 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         );
         warn("main-memory-unknown", message, "give --ram SIZE; or -lm auto, which maps the file and is slower");
     }
-    // What stays in the mapped file and does not fit into main memory comes from the disk.
-    if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.forecast.placement.is_mapped) {
+    // What stays in the mapped file and does not fit into main memory comes from the disk; caches and buffers do not.
+    let mapped = candidate.forecast.memory.get(HOST).filter(|_| candidate.forecast.placement.is_mapped);
+    let is_read_again = |missing: &&Bytes| mapped.is_some_and(|host| **missing <= host.model);
+    if let Some(missing) = candidate.shortfall.get(HOST).filter(is_read_again) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );
@@ -452,8 +454,14 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     if candidate.run.cache_ram != request.run.cache_ram
         && let Some(mib) = candidate.run.cache_ram
     {
-        let message = format!("main memory has room for {mib} MiB of prompt cache, not for llama-server's 8192");
-        warn("prompt-cache", message, "--cache-ram N overrides this");
+        let message = format!(
+            "the plan sets --cache-ram {mib}: main memory has no room for all of llama-server's prompt cache of 8192 MiB"
+        );
+        warn(
+            "prompt-cache",
+            message,
+            "more main memory or a shorter context leaves more; a --cache-ram of your own is kept",
+        );
     }
     warnings
 }

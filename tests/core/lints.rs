@@ -400,6 +400,8 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -np 1 -ncmoe 24 -lm none",
         "llama-server -c 4096 -np 1",
     ),
+    ("mapped-on-rocm", &GLM, "ROCm0=48G,ROCm1=48G 128", "llama-server -c 4096", "llama-server -c 4096 -lm none"),
+    ("mapped-on-rocm", &GLM, "ROCm0=48G,ROCm1=48G 128", "llama-server -c 4096", "llama-server -c 4096 -cmoe"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
     (

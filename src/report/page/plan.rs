@@ -301,7 +301,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     }
     let used = fit.memory.iter().filter_map(|(key, row)| Some(format!("{key} {}", row.total?)));
     text += &format!(" It takes {}.", used.collect::<Vec<_>>().join(", "));
-    vec![Block::Prose(text), Block::Command("After fitting".to_string(), shell(&fit.args).unwrap_or_default())]
+    vec![Block::Prose(text), Block::Command("What fitting sets".to_string(), shell(&fit.args).unwrap_or_default())]
 }
 
 /// `CUDA0 by 1.00 GiB`.
@@ -321,8 +321,9 @@ fn speeds(speed: &Speed) -> Vec<KeyFigure> {
     let generation = format!("{alone}, predicted {}{}", speed.within(Phase::Generate), without.unwrap_or_default());
     let together = speed.together.map(|all| {
         let note = format!(
-            "tokens/s each, {} together, predicted; all are answered in {}",
+            "tokens/s each, {} together, predicted {}; all are answered in {}",
             rate(all.tg),
+            speed.within_together(all.slots),
             seconds(all.turn_seconds)
         );
         KeyFigure::new(&format!("{} at once", all.slots), rate(all.each), note)

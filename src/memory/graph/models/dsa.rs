@@ -131,7 +131,7 @@ impl<'g> Builder<'g> {
     pub(super) fn mask_of(&self, mask: Node<'g>, chosen: Node<'g>, zeros: GgmlType) -> Node<'g> {
         if self.plan.fused.masks {
             let m = mask.shape();
-            return mask.top_k_mask(chosen.reshape(&[chosen.ne(0), m[1], m[2], m[3]]));
+            return mask.top_k_mask(chosen.reshape(&[chosen.ne(0), m[1], m[2], m[3]]), &[]);
         }
         let all = mask.op(Op::Fill);
         let (t, c) = (all.tensor(), chosen.tensor());
