@@ -173,7 +173,9 @@ impl Described {
         let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
         let ram = self.ram.map(|ram| known.memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
         // That a desktop's processor has two channels is no guess: four of DDR5 have 150 GB/s and more.
-        let is_guessed = |generation: u32| known.takes.is_none() && !(generation > 4 && known.memory.is_some_and(|memory| memory < 100.0));
+        let is_guessed = |generation: u32| {
+            known.takes.is_none() && !(generation > 4 && known.memory.is_some_and(|memory| memory < 100.0))
+        };
         let ram = ram.map(|ram| Ram { assumed: ram.assumed.filter(|(generation, ..)| is_guessed(*generation)), ..ram });
         if let Some(ram) = ram {
             (host.ram, host.note) = (Some(ram.bytes), ram.note());

@@ -148,7 +148,9 @@ const LINTS: &[Rule] = &[
         found(
             "llama-server loads the draft model and frees it again: no kind of speculation is enabled".to_string(),
             match differs {
-                Some(how) => format!("leave it out: its vocabulary differs from the target's ({how}), so that it cannot draft"),
+                Some(how) => {
+                    format!("leave it out: its vocabulary differs from the target's ({how}), so that it cannot draft")
+                }
                 None => format!("add `--spec-type draft-{}`", kind.unwrap_or("simple")),
             },
         )
@@ -372,7 +374,11 @@ const LINTS: &[Rule] = &[
             return None;
         }
         let [long, most] = [slot, trained].map(|tokens| thousands(tokens.into()));
-        let what = if slots > 1 { format!("a slot's context of {long} tokens") } else { format!("a context of {long} tokens") };
+        let what = if slots > 1 {
+            format!("a slot's context of {long} tokens")
+        } else {
+            format!("a context of {long} tokens")
+        };
         let then = if matches!(facts.run.program, Program::Server | Program::Cli) {
             "; llama-server gives no slot more than that, so the rest takes memory for nothing"
         } else {

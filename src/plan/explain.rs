@@ -156,7 +156,10 @@ impl Subject<'_> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
         let is_asked = problem.request.explain && target.dialect != Dialect::Ik;
         // A copy in the same memory gains nothing.
-        if problem.machine.is_unified() || self.candidate.run.moe_cache_mib > 0 || !(is_asked || target.has_expert_cache()) {
+        if problem.machine.is_unified()
+            || self.candidate.run.moe_cache_mib > 0
+            || !(is_asked || target.has_expert_cache())
+        {
             return Ok(Vec::new());
         }
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
@@ -465,8 +468,18 @@ fn each_at_once<T: Send>(all: Vec<u32>, work: impl Fn(u32) -> T + Sync) -> Vec<T
         return all.into_iter().map(work).collect();
     }
     std::thread::scope(|scope| {
-        let threads: Vec<_> = all.into_iter().map(|of| scope.spawn({ let work = &work; move || work(of) })).collect();
-        let joined = |thread: std::thread::ScopedJoinHandle<'_, T>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let threads: Vec<_> = all
+            .into_iter()
+            .map(|of| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(of)
+                })
+            })
+            .collect();
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, T>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
         threads.into_iter().map(joined).collect()
     })
 }

@@ -443,7 +443,9 @@ impl Held {
         self.image = built_for.map(|(_, backend, _)| *backend);
         // A name of the Container Device Interface (`amd.com/gpu=all`), or WSL's device, stands for all.
         let is_given_by = |node: &str| {
-            nodes.iter().any(|given| given.starts_with(node) || given.contains("/gpu=") || given.starts_with("/dev/dxg"))
+            nodes
+                .iter()
+                .any(|given| given.starts_with(node) || given.contains("/gpu=") || given.starts_with("/dev/dxg"))
         };
         let wanted = built_for.and_then(|(.., nodes)| *nodes).unwrap_or_default();
         let lacking = wanted.iter().filter(|node| !(is_given_by(node) || is_exec || has_all));

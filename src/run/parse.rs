@@ -151,7 +151,9 @@ impl Reader {
         }
         let given = Given::new(OFFLOAD_MIN_BATCH, value);
         if !given.integer().is_ok_and(|rows| rows >= 0) {
-            let message = format!("`{OFFLOAD_MIN_BATCH}={value}`: llama.cpp reads no positive number, so devices take over products of any size");
+            let message = format!(
+                "`{OFFLOAD_MIN_BATCH}={value}`: llama.cpp reads no positive number, so devices take over products of any size"
+            );
             self.command.note("number-cut-short", message, Some("write a number of tokens".to_string()));
         }
         self.command.run.op_offload_min_batch = Some(given.integer().map_or(0, |rows| rows.max(0).unsigned_abs()));

@@ -170,7 +170,13 @@ fn the_ladder_ends_with_the_model_and_has_room_for_the_turn() {
 }
 
 /// A command checked, and the plan beside it.
-fn beside(model: &Model, machine: &Machine, line: &str, margin: Bytes, turn: Turn) -> (Checkup, Result<Beside, String>) {
+fn beside(
+    model: &Model,
+    machine: &Machine,
+    line: &str,
+    margin: Bytes,
+    turn: Turn,
+) -> (Checkup, Result<Beside, String>) {
     let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
     let command = parse::command(&words, &BTreeMap::new()).unwrap();
     let options = Options { margin, turn: Some(turn), ..Options::default() };

@@ -216,12 +216,9 @@ fn with_ram(machine: Machine, mib: u64) -> Machine {
 #[test]
 fn the_micro_batch_is_what_main_memory_holds() {
     let model = model("gpt-oss-120b", &Wish::default());
-    let asked = Request {
-        levers: Levers::unasked(),
-        context: ContextChoice::Fixed(8192),
-        ..request(Strategy::Auto)
-    };
-    let sizes = [57.0, 59.0, 59.8, 60.4, 60.8, 61.5, 63.0].map(|gib| (gib * 1024.0) as u64);
+    let asked = Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
+    // 57 to 63 GiB.
+    let sizes = [58_368, 60_416, 61_235, 61_849, 62_259, 62_976, 64_512];
     let machines = sizes.map(|mib| (with_ram(one_card(11_910), mib), asked.clone()));
     never_dearer(&model, machines.into_iter()).unwrap();
 }

@@ -213,7 +213,8 @@ fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
     let undecided = plan.undecided.as_ref();
-    let asked = undecided.map_or("This gives the plan".to_string(), |words| format!("This gives the plan, without {words}"));
+    let asked =
+        undecided.map_or("This gives the plan".to_string(), |words| format!("This gives the plan, without {words}"));
     vec![Block::Command(text, plan.command.clone()), Block::Command(asked, plan.asked.clone())]
 }
 
