@@ -371,16 +371,11 @@ pub fn check(
     let is_refused = lints.iter().any(|lint| lint.severity == Severity::Error);
     let is_short = !shortfall.is_empty();
     // What llama.cpp refuses is not fitted.
-    let fit = if run.fit && !is_refused && forecast.is_whole() {
-        FitOutcome::of(model, machine, &launched, &options)?
-    } else {
-        None
-    };
+    let is_fitted = run.fit && !is_refused && forecast.is_whole();
+    let fit = if is_fitted { FitOutcome::of(model, machine, &launched, &options)? } else { None };
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.outcome.starts);
     let (fit, fitted, lint) = fit.map_or((None, None, None), |fit| (Some(fit.outcome), fit.speed, fit.lint));
-    if is_rescued {
-        lints = lints::with_fitted(lints, lint);
-    }
+    lints = if is_rescued { lints::with_fitted(lints, lint) } else { lints };
     let is_paged = forecast.mapped.host.is_some() && forecast.devices_short(machine, options.margin).is_empty();
     let is_whole = forecast.is_whole();
     let lacks_parts = is_whole && !forecast.uncounted.is_empty();

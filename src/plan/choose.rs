@@ -109,18 +109,7 @@ impl Problem<'_> {
 
     /// The best launch on the devices that `run` names.
     fn solve_layers(&self, run: &RunConfig) -> Result<Candidate, Error> {
-        let mut run = run.clone();
-        if let Some(shares) = split(self, &run)? {
-            // Devices without a share of the layers are left out.
-            let names = run.devices.unwrap_or_else(|| self.machine.devices.iter().map(|d| d.name.clone()).collect());
-            let shared = names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0);
-            let (devices, mut tensor_split): (Vec<_>, Vec<_>) = shared.unzip();
-            if devices.len() == 1 {
-                // It gets everything anyhow.
-                tensor_split.clear();
-            }
-            run = RunConfig { devices: Some(devices), tensor_split, ..run };
-        }
+        let run = split(self, run)?.map_or_else(|| run.clone(), |shares| self.shared(run, shares));
         let mut best = self.solve_load_mode(&run)?;
         if !self.request.levers.op_offload || self.leaves_nothing(&best) {
             return Ok(best);
@@ -145,6 +134,19 @@ impl Problem<'_> {
         }
         let other = self.solve_load_mode(&RunConfig { op_offload: false, ..run })?;
         Ok(if other.fits() && self.is_better(&other, &best, WORTH_OP_OFFLOAD) { other } else { best })
+    }
+
+    /// A launch with these shares of the layers; devices without one are left out.
+    pub(super) fn shared(&self, run: &RunConfig, shares: Vec<f32>) -> RunConfig {
+        let all = || self.machine.devices.iter().map(|device| device.name.clone()).collect();
+        let names = run.devices.clone().unwrap_or_else(all);
+        let shared = names.into_iter().zip(shares).filter(|(_, share)| *share > 0.0);
+        let (devices, mut tensor_split): (Vec<_>, Vec<_>) = shared.unzip();
+        if devices.len() == 1 {
+            // It gets everything anyhow.
+            tensor_split.clear();
+        }
+        RunConfig { devices: Some(devices), tensor_split, ..run.clone() }
     }
 
     /// The fewest rows, a power of two that a micro-batch has, from which a device that copies the host's weights is as fast as the

@@ -183,7 +183,7 @@ impl<'a> Sharing<'a> {
         if self.score(counts).0 < 0 {
             return Ok(f64::INFINITY);
         }
-        let mut run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut run = self.problem.shared(&self.pilot.run, shares(counts));
         let mut moves = false;
         let mut placement = placement::place(self.problem.model, self.problem.machine, &run)?;
         for (slots, room) in self.ranges(counts) {

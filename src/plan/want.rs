@@ -188,7 +188,7 @@ struct Asked<'a> {
     wants: &'a [Want],
     /// Whether the margin is what the devices call for, so that other devices may call for another.
     margin_is_devices: bool,
-    /// Of the machine's own devices.
+    /// Of every machine: a launch names its devices, and devices of one name have the same compute.
     computes: Computes,
     /// What the size of main memory is followed by where it is typed: its type, or its GB/s.
     kind: &'a str,
@@ -317,33 +317,21 @@ impl<'a> Asked<'a> {
         format!("with {}, {}", answer.point.label, over.chain(found).collect::<Vec<_>>().join(", "))
     }
 
-    /// The plan for a machine with the devices that the question has, whose compute buffers are then known.
+    /// The plan for a machine.
     fn plan(&self, machine: Machine, own: Vec<String>, value: u64, label: String) -> Result<Answer, Error> {
-        self.plan_with(&self.computes, machine, own, value, label)
-    }
-
-    fn plan_with(
-        &self,
-        computes: &Computes,
-        machine: Machine,
-        own: Vec<String>,
-        value: u64,
-        label: String,
-    ) -> Result<Answer, Error> {
-        self.plan_of(&self.tried, computes, (machine, own), value, label)
+        self.plan_of(&self.tried, (machine, own), value, label)
     }
 
     fn plan_of(
         &self,
         request: &Request,
-        computes: &Computes,
         (machine, flags): (Machine, Vec<String>),
         value: u64,
         label: String,
     ) -> Result<Answer, Error> {
         let margin = if self.margin_is_devices { machine.margin() } else { request.margin };
         let request = Request { margin, ..request.clone() };
-        let problem = Problem { computes: computes.clone(), ..request.problem(self.model, &machine) };
+        let problem = Problem { computes: self.computes.clone(), ..request.problem(self.model, &machine) };
         let point = Point::of(&problem, &super::solve_with(&problem)?, value, label);
         Ok(Answer { flags, machine, point })
     }
@@ -364,19 +352,18 @@ impl<'a> Asked<'a> {
             [words, vec!["-c".into(), n_ctx.to_string()]].concat(),
         );
         let ways = [Some((self.request.clone(), Vec::new())), for_speed, Some(short).filter(|_| is_free)];
-        let computes = Computes::default();
         let mut unreached: Option<Answer> = None;
         for (request, words) in ways.into_iter().flatten() {
             // A longer context makes no plan faster: where the shortest does not do, no long one has to be found.
             if is_free && request.objective != objective && unreached.is_none() {
                 let short = Request { context: ContextChoice::Turn, ..request.clone() };
-                let found = self.plan_of(&short, &computes, (machine.clone(), own.clone()), value, label.clone())?;
+                let found = self.plan_of(&short, (machine.clone(), own.clone()), value, label.clone())?;
                 if !self.is_reached(&found) {
                     continue;
                 }
             }
             let flags = [words, self.flags.clone(), own.clone()].concat();
-            let found = self.plan_of(&request, &computes, (machine.clone(), flags), value, label.clone())?;
+            let found = self.plan_of(&request, (machine.clone(), flags), value, label.clone())?;
             if self.is_reached(&found) {
                 return Ok(found);
             }
@@ -592,7 +579,7 @@ impl<'a> Asked<'a> {
             };
             larger.devices.push(more);
             let flags = flags_of(&larger.devices);
-            let answer = self.plan_with(&Computes::default(), larger.clone(), flags, count, label)?;
+            let answer = self.plan(larger.clone(), flags, count, label)?;
             if self.is_reached(&answer) {
                 return Ok(Change { answers: vec![answer], reason: None });
             }
@@ -607,7 +594,7 @@ impl<'a> Asked<'a> {
     fn with_card(&self, machine: &Machine, card: &Candidate) -> Result<Answer, Error> {
         let machine = Machine { devices: vec![card.device.clone()], host: machine.host.clone() };
         let label = format!("{} of {} GB", card.card.words.to_uppercase(), card.sold.gb);
-        self.plan_with(&Computes::default(), machine, card.flags.clone(), card.device.total.0, label)
+        self.plan(machine, card.flags.clone(), card.device.total.0, label)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use moeplan::bytes::{Bytes, MIB};
-use moeplan::machine::{Host, Machine};
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::{self, ContextChoice, Request};
@@ -217,7 +217,8 @@ fn with_ram(machine: Machine, mib: u64) -> Machine {
 fn the_micro_batch_is_what_main_memory_holds() {
     let model = model("gpt-oss-120b", &Wish::default());
     let asked = Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
-    let sizes = [57.0, 59.0, 59.8, 60.4, 60.8, 61.5, 63.0].map(|gib| (gib * 1024.0) as u64);
+    // 57 to 63 GiB.
+    let sizes = [58_368, 60_416, 61_235, 61_849, 62_259, 62_976, 64_512];
     let machines = sizes.map(|mib| (with_ram(one_card(11_910), mib), asked.clone()));
     never_dearer(&model, machines.into_iter()).unwrap();
 }
@@ -235,5 +236,23 @@ proptest! {
         let asked = Request { levers: Levers::unasked(), context, ..request(Strategy::Auto) };
         let machines = (0..8).map(|n| (with_ram(one_card(budget), least + n * step), asked.clone()));
         never_dearer(&MODELS[which], machines).map_err(TestCaseError::fail)?;
+    }
+}
+
+/// The law says what a slower card gains; where it gains nothing it has no layer.
+#[test]
+fn a_slower_card_makes_no_plan_slower() {
+    let model = model("gpt-oss-120b", &Wish::default());
+    let asked = Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
+    let seconds = |cards: &[&str]| {
+        let cards: Vec<String> = cards.iter().map(ToString::to_string).collect();
+        let host = Host { ram: Some(Bytes::mib(128 << 10)), cores: Some(16), ..Host::default() };
+        let machine = Machine::new(Device::of_cards(&cards, None, None).unwrap(), host).unwrap();
+        plan::solve(&model, &machine, &asked).unwrap().estimate.turn_seconds
+    };
+    let alone = seconds(&["RTX 4090"]);
+    for cards in [&["P40=24G", "RTX 4090"][..], &["RTX 4090", "2x P40=24G"]] {
+        let together = seconds(cards);
+        assert!(together < alone * (1.0 + UNEVEN), "{cards:?}: {together} s, and {alone} s alone");
     }
 }

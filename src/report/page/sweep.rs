@@ -105,7 +105,7 @@ fn what_if(
     let start = start.or(points.iter().position(|(point, ..)| point.fits)).unwrap_or(0);
     let mut blocks = vec![Block::WhatIf(WhatIf { axes, table, commands, start })];
     blocks.extend(machine.budget_notes().map(Block::Prose));
-    let is_grid = points.windows(2).any(|pair| pair[0].0.label == pair[1].0.label);
+    let is_grid = points.iter().zip(points.iter().skip(1)).any(|((one, ..), (next, ..))| one.label == next.label);
     let labelled = points.iter().map(|(point, ..)| {
         let label = if is_grid { format!("{} with -c {}", point.label, point.n_ctx) } else { point.label.clone() };
         (label, &point.speed)
