@@ -794,14 +794,14 @@ const LINTS: &[Rule] = &[
         });
         let largest = weights.filter(|bytes| *bytes > VULKAN_BUFFER).chain(facts.forecast.beyond_vulkan).max()?;
         let then = if largest.0 > VULKAN_LONGEST {
-            "more than the Vulkan driver allows in one buffer (about 4 GiB): llama.cpp computes with it on the processor, which the memory \
+            ", more than the Vulkan driver allows in one buffer (about 4 GiB): llama.cpp computes with it on the processor, which the memory \
              shows and the predicted speed does not"
         } else {
-            "where the Vulkan driver allows less in one buffer (AMD's own 2 GiB), llama.cpp computes with it on the processor, which the \
+            "; where the Vulkan driver allows less in one buffer (AMD's own 2 GiB), llama.cpp computes with it on the processor, which the \
              figures do not count"
         };
         found(
-            format!("one tensor takes {largest}; {then}"),
+            format!("one tensor takes {largest}{then}"),
             "`-fa on` or a smaller `-ub` makes results smaller; `vulkaninfo` shows the limits maxBufferSize and maxStorageBufferRange",
         )
     }),
