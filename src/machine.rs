@@ -381,10 +381,20 @@ impl Machine {
         self.devices.iter().any(|device| device.integrated)
     }
 
-    /// What to say of its budgets, a line a device.
+    /// What to say of its budgets, a line for devices of which the same is said.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        let note = |device: &Device| Some(format!("{}: {}", device.name, device.note(self.host.ram)?));
-        let devices = self.devices.iter().filter_map(note);
+        let mut noted: Vec<(Vec<&str>, String)> = Vec::new();
+        for (name, note) in self.devices.iter().filter_map(|device| Some((&*device.name, device.note(self.host.ram)?)))
+        {
+            match noted.iter_mut().find(|(_, known)| *known == note) {
+                Some((names, _)) => names.push(name),
+                None => noted.push((vec![name], note)),
+            }
+        }
+        let devices = noted.into_iter().map(|(names, note)| match names.len() {
+            1 => format!("{}: {note}", names[0]),
+            n => format!("{}: {}", names.join(", "), note.replacen("--gpu '", &format!("--gpu '{n}x "), 1)),
+        });
         devices.chain(self.host.note.iter().map(|note| format!("main memory: {note}")))
     }
 

@@ -360,8 +360,32 @@ impl Problem<'_> {
             ContextChoice::Fixed(n_ctx) => self.solve_at(run, n_ctx),
             ContextChoice::Turn => self.solve_at(run, self.shortest_context()),
             ContextChoice::Auto => self.with_longer_context(run, self.solve_at(run, self.shortest_context())?),
-            ContextChoice::Max => self.solve_at(run, self.largest_context(run)?),
+            ContextChoice::Max => self.with_longest_context(run),
         }
+    }
+
+    /// The launch with the longest context that fits. What the devices have room for with all experts on the host is too much where main
+    /// memory is short.
+    fn with_longest_context(&self, run: &RunConfig) -> Result<Candidate, Error> {
+        let n_ctx = self.largest_context(run)?;
+        let longest = self.solve_at(run, n_ctx)?;
+        if longest.fits() {
+            return Ok(longest);
+        }
+        let (mut fits, mut too_many, mut best) = (1, n_ctx / 256, self.solve_at(run, 256)?);
+        if !best.fits() {
+            return Ok(longest);
+        }
+        while too_many - fits > 1 {
+            let tried = u32::midpoint(fits, too_many);
+            let candidate = self.solve_at(run, tried * 256)?;
+            if candidate.fits() {
+                (fits, best) = (tried, candidate);
+            } else {
+                too_many = tried;
+            }
+        }
+        Ok(best)
     }
 
     /// What the turn needs in every slot, at most the model's own length.

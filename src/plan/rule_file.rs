@@ -801,7 +801,7 @@ mod tests {
             ("rules:\n  - role: router\n    buffer: CPU\n    then: CPU\n", 4, 11, "go with `fill`"),
             ("rules:\n  - role: router\n    fill: {CUDA0: lots}\n", 3, 19, "is not a size"),
             ("rules:\n  - role: router\n    fill: {}\n", 3, 11, "no device"),
-            ("rules:\n  - role: router\n    buffer: \"C\\nP\"\n", 3, 13, "`C P` is not a buffer"),
+            ("rules:\n  - role: router\n    buffer: \"C=\\nP\"\n", 3, 13, "`C= P` is not a buffer"),
             ("rules:\n  - role: router\n    fill: CUDA0\n", 3, 11, "map"),
             ("rules:\n  - role: router\n    fill: {CUDA0: 1G, CUDA0: 2G}\n", 3, 23, "CUDA0"),
             ("rules:\n  - role: router\n    fill: {CUDA0: rest}\n    order: [up, up]\n", 4, 12, "twice"),
