@@ -448,7 +448,7 @@ fn means_something(lints: &[Lint]) -> bool {
 }
 
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
-fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
+pub fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
     let mut run = command.run.clone();
     if let Some(wanted) = &command.last_blocks {
         let layers = placement::place(model, machine, &run)?.layers;
