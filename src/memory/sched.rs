@@ -11,9 +11,6 @@ use super::graph::tensor::{Graph, Held, Id, Op, Tensor};
 use crate::placement::Buffer;
 use crate::run::Rules;
 
-/// Copies of each input when several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
-const PIPELINE_COPIES: usize = 4;
-
 /// What a graph is scheduled on.
 #[derive(Debug, Clone)]
 pub struct Scheduler {
@@ -132,7 +129,7 @@ impl Scheduler {
     }
 
     fn n_copies(&self) -> usize {
-        if self.pipeline { PIPELINE_COPIES } else { 1 }
+        if self.pipeline { self.rules.pipeline_copies } else { 1 }
     }
 }
 
@@ -391,7 +388,7 @@ impl Scheduling<'_> {
                 let copy = copy.expect("an input of a part has a copy there");
                 nodes.push((copy, target));
                 if self.scheduler.pipeline {
-                    leafs.extend((0..).map(|i| (Id(copy.0 + i), target)).take(PIPELINE_COPIES));
+                    leafs.extend((0..).map(|i| (Id(copy.0 + i), target)).take(self.scheduler.n_copies()));
                 }
             }
             for i in start..end {

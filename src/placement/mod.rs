@@ -1,6 +1,7 @@
 //! llama.cpp's law of placement: the buffer of every tensor for a launch on a machine.
 
 mod buffers;
+pub(crate) mod by_size;
 mod devices;
 pub(crate) use devices::known;
 pub mod pattern;
@@ -302,10 +303,14 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         shares = Some(Shares { devices: devices.clone(), tensor_split: run.tensor_split.clone() });
         devices.truncate(1);
     }
-    let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
+    let rules = run.rules();
+    let slots = if rules.splits_by_size && devices.len() > 1 && run.split_mode == SplitMode::Layer {
+        by_size::slots(model, machine, run, &devices)
+    } else {
+        devices::slots(machine, run, &devices, model.context.n_layer_all())
+    };
     let supports_mmap = devices.iter().filter_map(|at| machine.device(*at)).all(Device::supports_mmap);
     let is_mapped = run.load_mode.is_mapped() && (supports_mmap || run.load_mode != LoadMode::Auto);
-    let rules = run.rules();
     let law = Law {
         rules,
         model,

@@ -123,6 +123,9 @@ pub fn launch(launch: &str, build: u32, backend: Backend) -> (Machine, RunConfig
     (machine, run)
 }
 
+/// About which build the crate ik-llama-cpp-sys 0.1.7 has.
+pub const BUILD_OF_IK: u32 = 4770;
+
 /// A launch of ik_llama.cpp, on devices of 999 GiB.
 pub fn launch_of_ik(launch: &str, model: &Model) -> (Machine, RunConfig) {
     let (n_devices, words) = launch.split_once(' ').expect("devices and flags");
@@ -130,7 +133,7 @@ pub fn launch_of_ik(launch: &str, model: &Model) -> (Machine, RunConfig) {
     let device = |i| Device::parse(&format!("CUDA{i}=999GiB")).expect("a device");
     let machine = Machine { devices: (0..n_devices).map(device).collect(), host: Host::default() };
     let words: Vec<String> = words.split(' ').map(str::to_string).collect();
-    let target = Target { dialect: Dialect::Ik, ..Target::default() };
+    let target = Target { dialect: Dialect::Ik, build: BUILD_OF_IK };
     let command = parse::command_for(&words, &BTreeMap::new(), target).expect("flags of ik_llama.cpp");
     let run = checkup::carried_out(model, &machine, &command).expect("a launch");
     (machine, RunConfig { load_mode: LoadMode::None, ..run })

@@ -207,7 +207,7 @@ static int hold(std::vector<std::string> words) {
     if (!made.context) {
         return 1;
     }
-    std::map<std::string, std::array<size_t, 3>> rows;
+    std::map<std::string, std::array<size_t, 4>> rows;
     const auto add = [&](ggml_backend_buffer_type_t buft, int term, size_t size) {
         rows[ggml_backend_buft_is_host(buft) ? "Host" : ggml_backend_buft_name(buft)][term] += size;
     };
@@ -217,11 +217,11 @@ static int hold(std::vector<std::string> words) {
     for (const auto & buffer : made.model->bufs) {
         add_buffer(buffer, 0);
     }
-    // Weights that it computes from others lie apart.
+    // Weights that it computes from others lie apart, and no line of its log counts them.
     for (const auto & layer : made.model->layers) {
         for (const auto * weight : { layer.computed_wk_b.get(), layer.computed_wv_b.get(), layer.computed_wkv_b.get() }) {
             if (weight && weight->buffer) {
-                add_buffer(weight->buffer, 0);
+                add_buffer(weight->buffer, 3);
             }
         }
     }
@@ -236,8 +236,8 @@ static int hold(std::vector<std::string> words) {
     dprintf(answers, "{");
     const char * before = "";
     for (const auto & row : rows) {
-        dprintf(answers, "%s\"%s\":{\"model\":%zu,\"context\":%zu,\"compute\":%zu}", before, row.first.c_str(), row.second[0],
-            row.second[1], row.second[2]);
+        dprintf(answers, "%s\"%s\":{\"model\":%zu,\"context\":%zu,\"compute\":%zu,\"overhead\":%zu}", before, row.first.c_str(),
+            row.second[0], row.second[1], row.second[2], row.second[3]);
         before = ",";
     }
     dprintf(answers, "}\n");

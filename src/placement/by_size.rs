@@ -1,0 +1,178 @@
+//! How ik_llama.cpp splits blocks between devices: by the bytes of their weights and caches.
+//!
+//! Source: `src/llama.cpp` `get_layer_sizes`, `llm_load_tensors`, `src/llama-model.cpp` `llama_model::cache_size`, ik-llama-cpp-sys 0.1.7.
+
+use super::tensors;
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::model::hparams::LayerHParams;
+use crate::run::{FlashAttn, RunConfig};
+
+/// Of each device that much is kept free, unless `--fit-margin` says otherwise.
+const MARGIN_MIB: u64 = 1024;
+
+const EXPERTS: &[&str] = &["ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+const SHARED: &[&str] = &["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"];
+const DENSE: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
+
+/// `-mla`, which is 3 where only some blocks are on devices.
+pub(crate) fn mla(model: &Model, run: &RunConfig) -> u32 {
+    let is_partial = (1..i64::from(model.context.n_layer_all())).contains(&i64::from(run.n_gpu_layers));
+    if is_partial { 3 } else { run.mla.unwrap_or(3) }
+}
+
+/// The elements of a cell of K and of V by block, of a model with latents: latents and positions, with `-mla 1` and no flash attention the
+/// latents again; with `-mla 0` the heads' keys and values, which a file of today's llama.cpp states apart.
+pub(crate) fn latents(model: &Model, run: &RunConfig) -> Vec<(u64, u64)> {
+    let key = |name: &str| model.hparams.u64(name).unwrap_or(0);
+    let by_head = |stated: &str, layer: &LayerHParams, plain: u32| match key(stated) {
+        0 => u64::from(layer.n_head_kv) * u64::from(plain),
+        head => u64::from(layer.n_head) * head,
+    };
+    let (rank, positions) = (key("attention.kv_lora_rank"), key("rope.dimension_count"));
+    let is_plain = run.flash_attn == FlashAttn::Off;
+    let of = |layer: &LayerHParams| match mla(model, run) {
+        0 => (
+            by_head("attention.key_length_mla", layer, layer.n_embd_head_k),
+            by_head("attention.value_length_mla", layer, layer.n_embd_head_v),
+        ),
+        1 if is_plain => (rank + positions, rank),
+        _ => (rank + positions, 0),
+    };
+    model.context.layers.iter().map(of).collect()
+}
+
+/// The bytes of every block and of the output, and the largest compute buffer of a block, as the fork estimates them.
+struct Sizes {
+    slots: Vec<f64>,
+    compute: f64,
+}
+
+/// Bytes and rates fit 64-bit floats, as in the fork.
+#[expect(clippy::cast_precision_loss, reason = "the fork computes in floats")]
+impl Sizes {
+    fn new(model: &Model, run: &RunConfig) -> Self {
+        let (hparams, is_mla) = (&model.hparams, model.hparams.arch().mla);
+        let n_ctx = if run.n_ctx == 0 { hparams.context_length } else { run.n_ctx };
+        let n_batch = if run.n_ctx == 0 { run.n_batch } else { run.n_batch.min(run.n_ctx) };
+        let rows = u64::from(n_batch.min(run.n_ubatch));
+        let blocks = model.context.n_layer_all();
+        let mut sizes = Self { slots: Vec::new(), compute: 0.0 };
+        let input = u64::from(hparams.embedding_length) * rows * 4;
+        for il in 0..blocks {
+            let is_used = run.mtp || il < model.context.n_layer;
+            let tensors = model.tensors.iter().map(|tensor| (tensors::name(&tensor.name), tensor));
+            let tensors: Vec<_> = tensors.filter(|(name, _)| is_used && name.block == Some(il)).collect();
+            let weight = |base: &str| tensors.iter().find(|(n, _)| n.base == base && n.suffix == "weight").map(|t| t.1);
+            let results = |names: &[&str], each: u64| -> u64 {
+                names.iter().filter_map(|name| weight(name)).map(|tensor| tensor.shape[1] * each * 4).sum()
+            };
+            let used = hparams.expert_used_count.iter().copied().max().unwrap_or(0);
+            let ffn = results(EXPERTS, rows * u64::from(used)).max(results(SHARED, rows)).max(results(DENSE, rows));
+            let has_norm = ["attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "layer_output_norm"];
+            let inputs = if has_norm.iter().any(|name| weight(name).is_some()) { 2 * input } else { input };
+            let mut compute = (ffn + inputs) as f64;
+            let mut bytes: u64 = tensors.iter().map(|(_, tensor)| tensor.bytes.0).sum();
+            if is_mla {
+                let both = (weight("attn_k_b"), weight("attn_v_b"));
+                bytes += match (both, weight("attn_kv_b")) {
+                    ((Some(k), Some(v)), None) => 2 * derived(k, v),
+                    ((k, v), Some(kv)) => kv.bytes.0 / 2 * (u64::from(k.is_none()) + u64::from(v.is_none())),
+                    _ => 0,
+                };
+                if let Some(v) = weight("attn_v_b").filter(|_| mla(model, run) == 3) {
+                    let heads = heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, attention_mib(run));
+                    compute = compute.max(2.0 * v.shape[1] as f64 * heads as f64 * f64::from(n_ctx) * 4.0);
+                }
+            }
+            sizes.compute = sizes.compute.max(compute);
+            sizes.slots.push(bytes as f64 + cache(model, run, il, n_ctx) as f64);
+        }
+        let named = |wanted: &str| model.tensors.iter().find(|tensor| tensor.name == wanted).map(|tensor| tensor.bytes.0);
+        let output = named("output.weight").or_else(|| named("token_embd.weight")).unwrap_or(0);
+        let beside = ["per_layer_token_embd.weight", "per_layer_model_proj.weight", "per_layer_proj_norm.weight"];
+        let output = output + beside.iter().filter_map(|name| named(name)).sum::<u64>();
+        let n_outputs = run.worst_graph_tokens.filter(|n| *n > 0).map_or(rows, u64::from);
+        let logits = (u64::from(hparams.vocab_size) * n_outputs * 4) as f64;
+        sizes.slots.push(output as f64 + (logits - sizes.compute).max(0.0).trunc());
+        sizes
+    }
+}
+
+/// The bytes of `attn_kv_b` made of its halves: Q8_0 where they are quantized.
+fn derived(k: &crate::model::Tensor, v: &crate::model::Tensor) -> u64 {
+    let ty = if k.ty.is_quantized { crate::gguf::ggml_type::q8_0() } else { k.ty };
+    ty.row_bytes(v.shape[0]).unwrap_or(0) * (v.shape[1] + k.shape[1]) * v.shape[2]
+}
+
+/// `-amb`; 0 for no limit.
+fn attention_mib(run: &RunConfig) -> u32 {
+    run.attention_mib.unwrap_or(run.rules().attention_mib)
+}
+
+/// How many of a block's heads are computed at once, so that they take at most `-amb` MiB.
+fn heads_at_once(n_head: u64, bytes_by_head: u64, limit_mib: u32) -> u64 {
+    let most = u64::from(limit_mib) << 20;
+    if most == 0 || bytes_by_head * n_head <= most {
+        return n_head;
+    }
+    let parts = (2..n_head).find(|parts| n_head.is_multiple_of(*parts) && bytes_by_head * n_head / parts <= most);
+    parts.map_or(1, |parts| n_head / parts)
+}
+
+/// `llama_model::cache_size`.
+fn cache(model: &Model, run: &RunConfig, il: u32, n_ctx: u32) -> u64 {
+    let Some(layer) = model.context.layers.get(il as usize) else { return 0 };
+    if layer.is_recr {
+        let states = run.n_parallel.unwrap_or(1).clamp(1, n_ctx.max(1));
+        return (model.context.n_embd_r + model.context.n_embd_s) * u64::from(states) * 4;
+    }
+    let (k, v) = if model.hparams.arch().mla {
+        latents(model, run).get(il as usize).copied().unwrap_or_default()
+    } else {
+        let heads = u64::from(layer.n_head_kv);
+        (heads * u64::from(layer.n_embd_head_k), heads * u64::from(layer.n_embd_head_v))
+    };
+    let row = |ty: crate::gguf::GgmlType, width: u64| ty.row_bytes(width).unwrap_or(0) * u64::from(n_ctx);
+    row(run.type_k, k) + row(run.type_v, v)
+}
+
+/// The device of every slot: each takes blocks as long as the next one brings it closer to its share.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "the fork rounds to f32 here")]
+pub(super) fn slots(model: &Model, machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<Option<u16>> {
+    let sizes = Sizes::new(model, run);
+    let blocks = sizes.slots.len() - 1;
+    // A negative number is all of them.
+    let wanted = usize::try_from(run.n_gpu_layers).unwrap_or(blocks + 1);
+    let start = blocks.saturating_sub(wanted);
+    let end = if wanted > blocks { blocks + 1 } else { blocks };
+    let total: f64 = sizes.compute * devices.len() as f64 + sizes.slots[start..end].iter().sum::<f64>();
+    let mut at: Vec<Option<u16>> = vec![None; blocks + 1];
+    at[start..end].fill(devices.last().copied());
+    let (mut last, mut loaded) = (start, 0.0_f32);
+    for (device, bound) in devices.iter().zip(bounds(machine, run, devices)) {
+        loaded = (f64::from(loaded) + sizes.compute) as f32;
+        let share = (f64::from(bound) * total) as f32;
+        while last < end {
+            let with = f64::from(loaded) + sizes.slots[last];
+            let is_whole = with <= f64::from(share);
+            if is_whole || with - f64::from(share) < f64::from(share - loaded) {
+                at[last] = Some(*device);
+                loaded = with as f32;
+                last += 1;
+            }
+            if !is_whole {
+                break;
+            }
+        }
+    }
+    at
+}
+
+/// Running sums of `-ts`, else of the devices' free memory less the margin, the last one 1.
+#[expect(clippy::cast_precision_loss, reason = "the fork rounds to f32 here")]
+fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
+    let margin = run.fit_target.first().map_or(MARGIN_MIB, |mib| u64::from(*mib)) << 20;
+    let free = |at: &u16| machine.device(*at).map_or(0, |device| device.free.0.saturating_sub(margin)) as f32;
+    super::devices::running(run, devices, free)
+}
