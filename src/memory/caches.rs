@@ -261,7 +261,7 @@ impl Builder<'_> {
             MemoryClass::Recurrent => self.states(|_, _| true),
             MemoryClass::Dsa if self.rules.one_cache => {
                 // `llama_kv_cache_init`: of layers that state a choice, whose pattern is in no file, in F16 (`-ictk`).
-                let is_chosen = |il: u32| il < 2 || il % 4 == 2;
+                let is_chosen = |il: u32| mla(self.model, self.run) != 0 && (il < 2 || il % 4 == 2);
                 let keys = |il: u32| format!("blk.{il}.indexer.attn_k.weight");
                 let has = |il: u32| self.model.tensors.iter().any(|tensor| tensor.name == keys(il));
                 let widths = self.indexer_widths(1, true);

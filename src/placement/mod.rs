@@ -392,12 +392,22 @@ impl Law<'_> {
                 let twice = tensor.name == "output.weight" && tensors::output_embeds(self.model);
                 vec![copy; if twice { 2 } else { 1 }]
             }
-            Class::Block(block) => vec![self.copy(tensor, op, self.slot(block), rule)],
+            Class::Block(block) => {
+                let mut copies = vec![self.copy(tensor, op, self.slot(block), rule)];
+                if self.rules.biases_follow && op == Op::Other && name.base.ends_with("_exps") {
+                    let weight = tensor.name.strip_suffix(".bias").map(|stem| format!("{stem}.weight"));
+                    let weight = self.model.tensors.iter().find(|tensor| Some(&tensor.name) == weight.as_ref());
+                    let there = weight.map(|weight| self.copies(weight, tied)).unwrap_or_default();
+                    let there = there.first().map(|copy| copy.buffer).filter(|buffer| *buffer != copies[0].buffer);
+                    copies.extend(there.map(|buffer| Copy { buffer, bytes: tensor.bytes, rule: None }));
+                }
+                copies
+            }
             Class::EveryBlock => {
                 let mut copies: Vec<Copy> = Vec::new();
                 for block in tensors::sharing_blocks(self.model, self.run) {
                     let copy = self.copy(tensor, op, self.slot(block), rule);
-                    if copies.iter().all(|other| other.buffer != copy.buffer) {
+                    if self.rules.copies_shared || copies.iter().all(|other| other.buffer != copy.buffer) {
                         copies.push(copy);
                     }
                 }

@@ -235,6 +235,12 @@ rules! {
         ik 0, ik [4770, 4850] 256 => "common/common.h attn_max_batch (PR 2312)";
     /// Copies of each input where several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
     pipeline_copies: usize = 4, ik 1;
+    /// A tensor that blocks share has a copy for each of them, also in one buffer.
+    copies_shared: bool = false, ik true;
+    /// A bias of experts has a copy where its weight is.
+    biases_follow: bool = false, ik true;
+    /// What of an MLA model's NextN blocks is loaded whether they draft or not.
+    nextn_latents: Option<&'static [&'static str]> = None, ik Some(&["attn_k_b", "attn_v_b"]);
     /// Weights of the host may be repacked.
     repacks: bool = true, ik false;
     /// What `-cmoe` matches (`LLM_FFN_EXPS_REGEX`).

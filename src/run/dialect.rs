@@ -154,14 +154,17 @@ pub fn host_blocks(wanted: &LastBlocks, blocks: &[Option<u16>], devices: &[u16],
         HostBlocks::LastOfSeveral => devices.len() < 2,
         HostBlocks::Last => devices.is_empty(),
     };
-    let chosen: Vec<usize> = if is_first || count >= blocks.len() {
-        (0..blocks.len().min(count)).collect()
+    let (chosen, experts): (Vec<usize>, _) = if is_first || count >= blocks.len() {
+        ((0..blocks.len().min(count)).collect(), rules.experts)
     } else {
-        last_blocks(count, blocks, devices)
+        (last_blocks(count, blocks, devices), EXPERTS_OF_LAST)
     };
-    let pattern = |block: usize| on_host(format!("blk\\.{block}{}", rules.experts), &wanted.origin);
+    let pattern = |block: usize| on_host(format!("blk\\.{block}{experts}"), &wanted.origin);
     chosen.into_iter().map(pattern).collect()
 }
+
+/// Scales stay.
+const EXPERTS_OF_LAST: &str = r"\.(ffn_(up|down|gate|gate_up)_exps\.weight)";
 
 /// The last blocks of each device, by its part of all; blocks of the host count as the last device's.
 #[expect(clippy::cast_precision_loss, reason = "the fork rounds to f32 here")]
