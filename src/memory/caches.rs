@@ -172,6 +172,8 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
 
 /// The caches of the graph: of builds and forks whose own graph is not built those that today's has.
 pub fn of_graph(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
+    // ik_llama.cpp's layers with a window have masks of their own, as wide as the context.
+    let run = &RunConfig { swa_full: run.swa_full || run.rules().one_cache, ..run.clone() };
     let rules = Rules {
         windows: true,
         indexers: true,

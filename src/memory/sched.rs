@@ -76,7 +76,7 @@ impl Scheduler {
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
         let tensors = graph.tensors.as_slice();
-        let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
+        let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor, self.rules.attention_copies);
         let clamps_inplace = self.rules.clamps_inplace;
         Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
         Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept, largest }
@@ -186,7 +186,16 @@ impl Scheduling<'_> {
             && is_host
             && home == Some(self.scheduler.cpu())
         {
-            let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows);
+            let experts = |op| matches!(op, Op::MulMatId | Op::ExpertHidden);
+            let is_spread = |tensor: &Tensor| {
+                // Rows by token and expert, against those that each of the experts has.
+                let all = tensor.sources().first().map_or(1, |weight| self.graph.tensor(*weight).ne[2]);
+                tensor.ne[2] >= u64::from(rows) && tensor.ne[1] * tensor.ne[2] >= u64::from(rows) * all
+            };
+            let is_worth = !self.scheduler.rules.offloads_by_expert || !experts(tensor.op) || is_spread(&tensor);
+            let wants = |t: &usize| {
+                is_worth && self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows)
+            };
             return (0..self.scheduler.cpu()).find(wants).or(home);
         }
         home

@@ -20,7 +20,9 @@ pub fn args(run: &RunConfig) -> Vec<String> {
 fn numbers_of_ik(run: &RunConfig) -> impl Iterator<Item = String> {
     let numbers = [("-mla", run.mla), ("-amb", run.attention_mib), ("-wgt", run.worst_graph_tokens)];
     let given = numbers.into_iter().filter_map(|(flag, number)| Some([flag.to_string(), number?.to_string()]));
-    given.flatten()
+    let switches = [("experts", "-no-fmoe"), ("gates", "-no-fug"), ("sums", "-no-mmad")];
+    let off = switches.into_iter().filter(|(what, _)| run.unfused.iter().any(|other| other == what));
+    given.flatten().chain(off.map(|(_, flag)| flag.to_string()))
 }
 
 /// The arguments of a launch of llama-server, whose words of speculation are among `words` if any are: [`RunConfig`] says only what

@@ -233,6 +233,21 @@ rules! {
     /// `-amb`, where it is not given, MiB; 0: all heads at once.
     attention_mib: u32 = 0,
         ik 0, ik [4770, 4850] 256 => "common/common.h attn_max_batch (PR 2312)";
+    /// A norm and its weight are one operation (`llm_build_norm`).
+    fuses_norms: bool = false, ik true;
+    /// Products with up and gate and what joins them are one operation, of experts (`-no-fmoe`) and of others (`-no-fug`); experts are weighed
+    /// and added up in one (`-no-mmad`).
+    fuses_experts: bool = false, ik true;
+    fuses_gates: bool = false, ik true;
+    fuses_sums: bool = false, ik true;
+    /// Keys and values are copied to where they go, which is no input (`llm_build_kv_store`).
+    copies_cells: bool = false, ik true;
+    /// Experts are chosen of all groups, and their weights added up as they are (`llm_build_moe_ffn`).
+    plain_routing: bool = false, ik true;
+    /// CUDA's attention has room for F16 copies of its sources.
+    attention_copies: bool = true, ik false;
+    /// Experts of the host go to a device only where each has so many rows on average (`ggml_backend_cuda_offload_op`).
+    offloads_by_expert: bool = false, ik true;
     /// Copies of each input where several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
     pipeline_copies: usize = 4, ik 1;
     /// A tensor that blocks share has a copy for each of them, also in one buffer.
@@ -289,7 +304,11 @@ impl RunConfig {
 
     /// What its build does.
     pub fn rules(&self) -> Rules {
-        Rules::of(self.target)
+        let rules = Rules::of(self.target);
+        let [fuses_experts, fuses_gates, fuses_sums] =
+            [(rules.fuses_experts, "experts"), (rules.fuses_gates, "gates"), (rules.fuses_sums, "sums")]
+                .map(|(is, what)| is && self.unfused.iter().all(|other| other != what));
+        Rules { fuses_experts, fuses_gates, fuses_sums, ..rules }
     }
 }
 

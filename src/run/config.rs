@@ -215,6 +215,9 @@ run_config! {
     /// `-amb` of ik_llama.cpp: MiB that the heads computed at a time take at most, 0 for all heads; `None` = not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     attention_mib: Option<u32> = None,
+    /// What ik_llama.cpp does not fuse: `experts` (`-no-fmoe`), `gates` (`-no-fug`), `sums` (`-no-mmad`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unfused: Vec<String> = Vec::new(),
     /// `-wgt` of ik_llama.cpp: tokens whose logits are reserved; `None` = not given (those of a micro-batch).
     #[serde(skip_serializing_if = "Option::is_none")]
     worst_graph_tokens: Option<u32> = None,

@@ -18,8 +18,7 @@ pub struct LastBlocks {
 /// Flags of ik_llama.cpp alone, with the number of words that follow; none changes where a weight goes.
 const OWN: [(&str, usize); 2] = [
     (
-        "-fmoe --fused-moe -no-fmoe --no-fmoe --no-fused-moe -ger --grouped-expert-routing -no-fug --no-fug \
-         --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -gr --graph-reuse -no-gr --no-gr \
+        "-fmoe --fused-moe -ger --grouped-expert-routing -gr --graph-reuse -no-gr --no-gr \
          --no-graph-reuse -khad --k-cache-hadamard -sas --scheduler_async -vq --validate-quants -ooae \
          --offload-only-active-experts -no-ooae --no-offload-only-active-experts -smf16 -smf32 -smgs -rtr \
          --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts -vhad --v-cache-hadamard -rcache --rope-cache -thp \
@@ -39,7 +38,7 @@ const OWN: [(&str, usize); 2] = [
 ];
 
 /// Flags of ik_llama.cpp alone that fields of [`RunConfig`] have.
-const COUNTED: &str = "-mla --mla-use -amb --attention-max-batch -wgt --worst-graph-tokens";
+const COUNTED: &str = "-no-fmoe --no-fmoe --no-fused-moe -no-fug --no-fug --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -mla --mla-use -amb --attention-max-batch -wgt --worst-graph-tokens";
 
 /// Flags of ik_llama.cpp that change what is held in a way that is not counted: names, words that follow, and what they do.
 const NOT_COUNTED: &[(&str, &str)] = &[
@@ -90,6 +89,9 @@ pub(super) fn read(
             run.mla = Some(Given::new(word, value()?).natural()?);
             return Ok(Some(1));
         }
+        "-no-fmoe" | "--no-fmoe" | "--no-fused-moe" => run.unfused.push("experts".into()),
+        "-no-fug" | "--no-fug" | "--no-fused-up-gate" => run.unfused.push("gates".into()),
+        "-no-mmad" | "--no-mmad" | "--no-fused-mul-multiadd" => run.unfused.push("sums".into()),
         "-amb" | "--attention-max-batch" => {
             run.attention_mib = Some(Given::new(word, value()?).natural()?);
             return Ok(Some(1));

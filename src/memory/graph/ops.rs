@@ -113,7 +113,7 @@ functions! {
 
 impl Node<'_> {
     /// A contiguous result of its shape.
-    fn like(self, op: Op, sources: &[Self]) -> Self {
+    pub fn like(self, op: Op, sources: &[Self]) -> Self {
         let Tensor { ty, ne, .. } = self.tensor();
         self.draft.make(op, ty, ne, sources)
     }

@@ -251,6 +251,10 @@ pub(super) fn feed_forward<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>) -> Node<'
     } else {
         l.moe(x, &moe)
     };
+    if l.plan.rules.fuses_norms {
+        // `llm_build_std_moe_ffn` of ik_llama.cpp.
+        routed.expand();
+    }
     if !l.has("ffn_up_shexp") {
         return routed;
     }
