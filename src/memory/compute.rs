@@ -180,6 +180,7 @@ impl<'a> Context<'a> {
             backend => backend.may_pipeline(),
         });
         let pipeline = self.launch.may_pipeline
+            && rules.pipeline_copies > 1
             && several
             && has_events
             && self.is_full_offload()

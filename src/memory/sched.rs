@@ -192,7 +192,8 @@ impl Scheduling<'_> {
                 let all = tensor.sources().first().map_or(1, |weight| self.graph.tensor(*weight).ne[2]);
                 tensor.ne[2] >= u64::from(rows) && tensor.ne[1] * tensor.ne[2] >= u64::from(rows) * all
             };
-            let is_worth = !self.scheduler.rules.offloads_by_expert || !experts(tensor.op) || is_spread(&tensor);
+            let is_large = if experts(tensor.op) { is_spread(&tensor) } else { tensor.ne[1] >= u64::from(rows) };
+            let is_worth = !self.scheduler.rules.offloads_by_expert || is_large;
             let wants = |t: &usize| {
                 is_worth && self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows)
             };
