@@ -177,7 +177,7 @@ pub fn of_graph(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cac
     let rules = Rules {
         windows: true,
         indexers: true,
-        latent: Latent::ByKeys,
+        latent: if run.rules().one_cache && model.hparams.arch().mla { Latent::ByFlag } else { Latent::ByKeys },
         nextn_cached: false,
         widest_values: true,
         one_cache: false,

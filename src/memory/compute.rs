@@ -13,8 +13,8 @@ use super::graph::{self, Batch, Fused, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
-use crate::placement::Placement;
-use crate::run::{ContextNumbers, FlashAttn, SplitMode};
+use crate::placement::{Placement, by_size};
+use crate::run::{ContextNumbers, FlashAttn, Rules, SplitMode};
 
 /// The largest buffer of the Vulkan driver that takes least, AMD's own. A driver without 64-bit indexing takes less than 4 GiB
 /// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
@@ -129,7 +129,10 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
-            rules: self.launch.run.rules(),
+            rules: Rules {
+                mla: by_size::mla(self.launch.model, self.launch.run),
+                ..self.launch.run.rules()
+            },
             batch,
             flash_attn,
             fused: Fused::ALL,

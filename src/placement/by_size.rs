@@ -3,6 +3,8 @@
 //! Source: `src/llama.cpp` `get_layer_sizes`, `llm_load_tensors`, `src/llama-model.cpp` `llama_model::cache_size`, ik-llama-cpp-sys 0.1.7.
 
 use super::tensors;
+use crate::gguf::GgmlType;
+use crate::gguf::ggml_type::q8_0;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::model::hparams::LayerHParams;
@@ -18,7 +20,7 @@ const DENSE: &[&str] = &["ffn_gate", "ffn_up", "ffn_down"];
 /// `-mla`, which is 3 where only some blocks are on devices.
 pub(crate) fn mla(model: &Model, run: &RunConfig) -> u32 {
     let is_partial = (1..i64::from(model.context.n_layer_all())).contains(&i64::from(run.n_gpu_layers));
-    if is_partial { 3 } else { run.mla.unwrap_or(3) }
+    if is_partial { 3 } else { run.rules().mla }
 }
 
 /// The elements of a cell of K and of V by block, of a model with latents: latents and positions, with `-mla 1` and no flash attention the
@@ -81,7 +83,7 @@ impl Sizes {
                     _ => 0,
                 };
                 if let Some(v) = weight("attn_v_b").filter(|_| mla(model, run) == 3) {
-                    let heads = heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, attention_mib(run));
+                    let heads = heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, run.rules().attention_mib);
                     compute = compute.max(2.0 * v.shape[1] as f64 * heads as f64 * f64::from(n_ctx) * 4.0);
                 }
             }
@@ -99,15 +101,20 @@ impl Sizes {
     }
 }
 
-/// The bytes of `attn_kv_b` made of its halves: Q8_0 where they are quantized.
-fn derived(k: &crate::model::Tensor, v: &crate::model::Tensor) -> u64 {
-    let ty = if k.ty.is_quantized { crate::gguf::ggml_type::q8_0() } else { k.ty };
-    ty.row_bytes(v.shape[0]).unwrap_or(0) * (v.shape[1] + k.shape[1]) * v.shape[2]
+/// The type of `attn_kv_b` made of its halves (`llm_prepare_mla`).
+pub(crate) fn joined(k: GgmlType, v: GgmlType) -> GgmlType {
+    if k == v && matches!(k.name, "bf16" | "f16") { k } else { q8_0() }
 }
 
-/// `-amb`; 0 for no limit.
-fn attention_mib(run: &RunConfig) -> u32 {
-    run.attention_mib.unwrap_or(run.rules().attention_mib)
+/// The types of its halves made of it.
+pub(crate) fn halves(whole: GgmlType) -> [GgmlType; 2] {
+    [if whole.is_quantized { q8_0() } else { whole }, whole]
+}
+
+/// What `get_layer_sizes` takes it for.
+fn derived(k: &crate::model::Tensor, v: &crate::model::Tensor) -> u64 {
+    let ty = if k.ty.is_quantized { q8_0() } else { k.ty };
+    ty.row_bytes(v.shape[0]).unwrap_or(0) * (v.shape[1] + k.shape[1]) * v.shape[2]
 }
 
 /// How many of a block's heads are computed at once, so that they take at most `-amb` MiB.
@@ -133,7 +140,7 @@ fn cache(model: &Model, run: &RunConfig, il: u32, n_ctx: u32) -> u64 {
         let heads = u64::from(layer.n_head_kv);
         (heads * u64::from(layer.n_embd_head_k), heads * u64::from(layer.n_embd_head_v))
     };
-    let row = |ty: crate::gguf::GgmlType, width: u64| ty.row_bytes(width).unwrap_or(0) * u64::from(n_ctx);
+    let row = |ty: GgmlType, width: u64| ty.row_bytes(width).unwrap_or(0) * u64::from(n_ctx);
     row(run.type_k, k) + row(run.type_v, v)
 }
 

@@ -230,6 +230,8 @@ rules! {
         ik HostBlocks::First,
         ik [4122, 4321] HostBlocks::LastOfSeveral => "src/llama-load-tensors.cpp create_tensors_helper: ncmoe (PR 1464)",
         ik [4770, 4780] HostBlocks::Last => "src/llama-load-tensors.cpp create_tensors_helper: ncmoe (PR 2262)";
+    /// `-mla`, where it is not given.
+    mla: u32 = 0, ik 3;
     /// `-amb`, where it is not given, MiB; 0: all heads at once.
     attention_mib: u32 = 0,
         ik 0, ik [4770, 4850] 256 => "common/common.h attn_max_batch (PR 2312)";
@@ -308,7 +310,9 @@ impl RunConfig {
         let [fuses_experts, fuses_gates, fuses_sums] =
             [(rules.fuses_experts, "experts"), (rules.fuses_gates, "gates"), (rules.fuses_sums, "sums")]
                 .map(|(is, what)| is && self.unfused.iter().all(|other| other != what));
-        Rules { fuses_experts, fuses_gates, fuses_sums, ..rules }
+        let mla = self.mla.unwrap_or(rules.mla);
+        let attention_mib = self.attention_mib.unwrap_or(rules.attention_mib);
+        Rules { fuses_experts, fuses_gates, fuses_sums, mla, attention_mib, ..rules }
     }
 }
 

@@ -117,6 +117,9 @@ pub(super) fn layer<'g>(
         Some(name) => norm(name, middle),
         None => middle,
     };
+    // `build_llama` of ik_llama.cpp has its experts add their own input.
+    let adds_input = l.plan.rules.fuses_norms && l.arch.name == "llama" && l.has("ffn_gate_inp");
+    let middle = if adds_input { x } else { middle };
     let mut x = feed_forward(l, spec, x);
     if let Some(name) = spec.ffn_post_norm {
         // gemma, exaone4 and olmo2 give this norm no layer number, so that it is not bound to its device.
