@@ -123,7 +123,9 @@ fn decompressed<'g>(
     // Where there are devices, in F16 whatever the cache is.
     let ty = if l.plan.placement.devices.is_empty() { cache.tensor().ty } else { f16() };
     let turned = cache.view(&[s.rope, n_kv, 1], &[cache.nb(1)], 0);
-    let turned = if turned.tensor().ty == ty { turned } else { turned.cast(ty) };
+    // Its CUDA copies from every type.
+    let same = turned.tensor().ty == ty;
+    let turned = if same { turned } else { l.draft.make(Op::Plain, ty, turned.shape(), &[turned]) };
     let turned = turned.repeat(&[s.rope, n_kv, n_heads]);
     let q = q_rope.concat(q_nope, 0).permute(HEADS).expand();
     let mut all: Option<Node<'g>> = None;
