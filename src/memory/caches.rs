@@ -410,7 +410,11 @@ impl Builder<'_> {
             cells,
             n_stream,
             // ik_llama.cpp's latents without flash attention are of V's type, but for those with V apart.
-            type_k: if is_latent && self.v_trans && mla(self.model, self.run) != 1 { self.run.type_v } else { self.run.type_k },
+            type_k: if is_latent && self.v_trans && mla(self.model, self.run) != 1 {
+                self.run.type_v
+            } else {
+                self.run.type_k
+            },
             type_v: self.run.type_v,
             layers: layers.collect(),
             tokens_per_cell: (kind != CacheKind::Swa || self.run.swa_full).then_some(1),

@@ -129,10 +129,7 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
-            rules: Rules {
-                mla: by_size::mla(self.launch.model, self.launch.run),
-                ..self.launch.run.rules()
-            },
+            rules: Rules { mla: by_size::mla(self.launch.model, self.launch.run), ..self.launch.run.rules() },
             batch,
             flash_attn,
             fused: Fused::ALL,

@@ -76,7 +76,9 @@ impl Scheduler {
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
         let tensors = graph.tensors.as_slice();
-        let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor, self.rules.attention_copies);
+        let alloc_size = |buffer: usize, tensor: &Tensor| {
+            self.targets[buffer].alloc_size(tensors, tensor, self.rules.attention_copies)
+        };
         let clamps_inplace = self.rules.clamps_inplace;
         Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
         Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept, largest }

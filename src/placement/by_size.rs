@@ -2,12 +2,16 @@
 //!
 //! Source: `src/llama.cpp` `get_layer_sizes`, `llm_load_tensors`, `src/llama-model.cpp` `llama_model::cache_size`, ik-llama-cpp-sys 0.1.7.
 
-use super::tensors;
+use std::collections::BTreeMap;
+
+use super::{Placement, tensors};
+use crate::bytes::Bytes;
 use crate::gguf::GgmlType;
 use crate::gguf::ggml_type::q8_0;
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::model::hparams::LayerHParams;
+use crate::run::behaviour::Latent;
 use crate::run::{FlashAttn, RunConfig};
 
 /// Of each device that much is kept free, unless `--fit-margin` says otherwise.
@@ -83,14 +87,16 @@ impl Sizes {
                     _ => 0,
                 };
                 if let Some(v) = weight("attn_v_b").filter(|_| mla(model, run) == 3) {
-                    let heads = heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, run.rules().attention_mib);
+                    let heads =
+                        heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, run.rules().attention_mib);
                     compute = compute.max(2.0 * v.shape[1] as f64 * heads as f64 * f64::from(n_ctx) * 4.0);
                 }
             }
             sizes.compute = sizes.compute.max(compute);
             sizes.slots.push(bytes as f64 + cache(model, run, il, n_ctx) as f64);
         }
-        let named = |wanted: &str| model.tensors.iter().find(|tensor| tensor.name == wanted).map(|tensor| tensor.bytes.0);
+        let named =
+            |wanted: &str| model.tensors.iter().find(|tensor| tensor.name == wanted).map(|tensor| tensor.bytes.0);
         let output = named("output.weight").or_else(|| named("token_embd.weight")).unwrap_or(0);
         let beside = ["per_layer_token_embd.weight", "per_layer_model_proj.weight", "per_layer_proj_norm.weight"];
         let output = output + beside.iter().filter_map(|name| named(name)).sum::<u64>();
@@ -109,6 +115,44 @@ pub(crate) fn joined(k: GgmlType, v: GgmlType) -> GgmlType {
 /// The types of its halves made of it.
 pub(crate) fn halves(whole: GgmlType) -> [GgmlType; 2] {
     [if whole.is_quantized { q8_0() } else { whole }, whole]
+}
+
+/// Weights that the fork makes of others while it loads, which none of its own sums count: bytes by the key of memory tables.
+pub fn derived_weights(
+    model: &Model,
+    machine: &Machine,
+    run: &RunConfig,
+    placement: &Placement,
+) -> BTreeMap<String, Bytes> {
+    let mut sums = BTreeMap::new();
+    let mla = mla(model, run);
+    if run.rules().latent != Latent::ByFlag || !model.hparams.arch().mla {
+        return sums;
+    }
+    let stated = model.hparams.u32_or_0("attention.value_length_mla");
+    for (il, layer) in (0u32..).zip(&model.context.layers) {
+        let weight = |base: &str| {
+            let wanted = format!("blk.{il}.{base}.weight");
+            let at = model.tensors.iter().position(|tensor| tensor.name == wanted)?;
+            Some((model.tensors.get(at)?, placement.copies.get(at)?.first()?.buffer))
+        };
+        let row = |ty: GgmlType, width: u64, n: u64| ty.row_bytes(width).unwrap_or(0) * n;
+        let (bytes, buffer) = match (weight("attn_k_b"), weight("attn_v_b"), weight("attn_kv_b")) {
+            (Some((k, buffer)), Some((v, _)), None) if mla != 1 => {
+                (row(joined(k.ty, v.ty), v.shape[0], (k.shape[0] + v.shape[1]) * v.shape[2]), buffer)
+            }
+            (None, _, Some((kv, buffer))) if mla > 0 => {
+                let heads = u64::from(layer.n_head).max(1);
+                let width = u64::from(if stated == 0 { layer.n_embd_head_v } else { stated });
+                let [k, v] = halves(kv.ty);
+                let nope = (kv.shape[1] / heads).saturating_sub(width);
+                (row(k, nope, kv.shape[0] * heads) + row(v, kv.shape[0], width * heads), buffer)
+            }
+            _ => continue,
+        };
+        *sums.entry(buffer.key(machine).to_string()).or_default() += Bytes(bytes);
+    }
+    sums
 }
 
 /// What `get_layer_sizes` takes it for.

@@ -1,7 +1,7 @@
 //! llama.cpp's law of placement: the buffer of every tensor for a launch on a machine.
 
 mod buffers;
-pub(crate) mod by_size;
+pub mod by_size;
 mod devices;
 pub(crate) use devices::known;
 pub mod pattern;

@@ -101,7 +101,11 @@ fn of_ik(folder: &Path) {
         // It derives some of their weights from others.
         let reads = if model.hparams.arch().mla { "" } else { "--dry-run" };
         let line = format!("{sizes} {words} {reads} -m {} --override-kv tokenizer.ggml.model=str:none", path.display());
-        (line, memory::forecast(model, &machine, &run).map(|forecast| forecast.target).ok(), (build_rows::BUILD_OF_IK, Backend::Cuda))
+        (
+            line,
+            memory::forecast(model, &machine, &run).map(|forecast| forecast.target).ok(),
+            (build_rows::BUILD_OF_IK, Backend::Cuda),
+        )
     });
 }
 

@@ -247,6 +247,7 @@ static int hold(std::vector<std::string> words) {
 int main() {
     answers = dup(STDOUT_FILENO);
     dup2(STDERR_FILENO, STDOUT_FILENO);
+    log_disable();
     if (!getenv("ORACLE_LOG")) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     }

@@ -235,10 +235,10 @@ impl<'g> Layer<'g> {
     ) -> Node<'g> {
         let mut kq = k.mm(q);
         if self.arch.squashed {
-            kq = kq.scale().tanh().scale();
+            kq = kq.capped();
         }
         if extras.soft_cap {
-            kq = kq.scale().tanh().scale();
+            kq = kq.capped();
         }
         kq = kq.soft_max_masked(mask);
         kq.add_sinks(sinks);

@@ -414,6 +414,11 @@ fn weight_behind<'m>(graph: &Graph, ids: &[Id], name: impl Fn(Id) -> Option<&'m 
 }
 
 impl Node<'_> {
+    /// Brought between two limits; in one operation in ik_llama.cpp (`ggml_softcap`).
+    fn capped(self) -> Self {
+        if self.draft.0.borrow().fuses_norms { self.op(Op::Plain) } else { self.scale().tanh().scale() }
+    }
+
     /// A norm of each row, then a weight and a bias.
     fn norm(self, kind: Norm, weight: Option<Self>, bias: Option<Self>) -> Self {
         if let Some(weight) = weight.filter(|_| kind == Norm::Rms && self.draft.0.borrow().fuses_norms) {

@@ -179,10 +179,7 @@ fn split_weights<'g>(l: Layer<'g>, s: Sizes) -> [Node<'g>; 2] {
             l.draft.hold(halves(whole.ty)[i], &dims, whole.held)
         })
     };
-    [
-        made("attn_k_b", [s.nope, s.latent, s.n_head], 0),
-        made("attn_v_b", [s.latent, s.v_head, s.n_head], 1),
-    ]
+    [made("attn_k_b", [s.nope, s.latent, s.n_head], 0), made("attn_v_b", [s.latent, s.v_head, s.n_head], 1)]
 }
 
 /// `attn_kv_b`, or what is made of its halves.

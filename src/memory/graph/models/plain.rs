@@ -154,7 +154,7 @@ pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, ou
         logits = logits.scale();
     }
     if matches!(spec.logits, Logits::Capped | Logits::ScaledCapped) && b.is_set("final_logit_softcapping") {
-        logits = logits.scale().tanh().scale();
+        logits = logits.capped();
     }
     logits.mark_output().expand();
 }
