@@ -452,6 +452,10 @@ const CPU_MOE: [&str; 2] = ["-cmoe", "--cpu-moe"];
 pub fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
     let mut run = command.run.clone();
     let is_ik = run.target.dialect == Dialect::Ik;
+    if is_ik && run.fit {
+        let devices = placement::place(model, machine, &RunConfig { fit: false, ..run.clone() })?.devices;
+        run = placement::by_size::fitted(model, machine, &run, &devices);
+    }
     // What moves all experts comes after the person's own rules, too.
     run.overrides.sort_by_key(|rule| is_ik && CPU_MOE.contains(&rule.origin.as_str()));
     if let Some(wanted) = &command.last_blocks {
@@ -609,14 +613,11 @@ fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<B
             vec![row("build", format!("{}: {}", target.name(), target.memory()))]
         }
         Dialect::Ik => vec![
-            row(
-                "model",
-                "ik_llama.cpp: its -ncmoe takes the last blocks of each device (since August 2026)".to_string(),
-            ),
-            row("context", "ik_llama.cpp: full length in every layer, NextN blocks included, latent rows by -mla (default 3), no indexer".to_string()),
+            row("build", target.memory()),
+            row("context", "ik_llama.cpp: full length in every layer, latent rows by -mla (default 3)".to_string()),
             row(
                 "compute",
-                "ik_llama.cpp: llama.cpp's figure; -fmoe, -mla and -amb change it, uncertain by half".to_string(),
+                "ik_llama.cpp: its own graph laid out and allocated; delta nets as llama.cpp has them".to_string(),
             ),
         ],
     };

@@ -12,7 +12,7 @@ use crate::machine::Machine;
 use crate::model::Model;
 use crate::model::hparams::LayerHParams;
 use crate::run::behaviour::Latent;
-use crate::run::{FlashAttn, RunConfig};
+use crate::run::{FlashAttn, Override, RunConfig};
 
 /// Of each device that much is kept free, unless `--fit-margin` says otherwise.
 const MARGIN_MIB: u64 = 1024;
@@ -220,10 +220,81 @@ pub(super) fn slots(model: &Model, machine: &Machine, run: &RunConfig, devices: 
     at
 }
 
+/// What `--fit` makes of a launch: all blocks on devices, and where they do not fit, the experts of each device's last blocks on the host, as many
+/// blocks' as it takes.
+#[expect(clippy::cast_precision_loss, reason = "the fork computes in floats")]
+pub(crate) fn fitted(model: &Model, machine: &Machine, run: &RunConfig, devices: &[u16]) -> RunConfig {
+    let mut fitted = RunConfig { n_gpu_layers: 999, fit: false, ..run.clone() };
+    let sizes = Sizes::new(model, &fitted);
+    let free = |at: &u16| free(machine, run, *at) as f64;
+    let available: f64 = devices.iter().map(|at| (free(at) - sizes.compute).max(0.0)).sum();
+    if devices.is_empty() || sizes.slots.iter().sum::<f64>() <= available {
+        return fitted;
+    }
+    let at = if devices.len() > 1 {
+        slots(model, machine, &fitted, devices)
+    } else {
+        vec![devices.first().copied(); sizes.slots.len()]
+    };
+    for device in devices {
+        let own = || sizes.slots.iter().zip(&at).enumerate().filter(|(_, (_, at))| **at == Some(*device));
+        let mut left: f64 = own().map(|(_, (bytes, _))| *bytes).sum();
+        for (il, _) in own().filter(|(il, _)| il + 1 < sizes.slots.len()).collect::<Vec<_>>().into_iter().rev() {
+            if left <= free(device) {
+                break;
+            }
+            let is_expert = |full: &str| {
+                let name = tensors::name(full);
+                name.block.is_some_and(|block| block as usize == il)
+                    && name.suffix == "weight"
+                    && EXPERTS.contains(&name.base)
+            };
+            let experts = model.tensors.iter().filter(|tensor| is_expert(&tensor.name));
+            let bytes: u64 = experts.map(|tensor| tensor.bytes.0).sum();
+            if bytes > 0 {
+                left -= bytes as f64;
+                let pattern = format!(r"blk\.{il}\.(ffn_(up|down|gate|gate_up)_exps\.(weight|scale))");
+                fitted.overrides.push(Override { pattern, buffer: "CPU".into(), origin: "--fit".into() });
+            }
+        }
+    }
+    fitted
+}
+
+/// What may be used of a device, in bytes.
+fn free(machine: &Machine, run: &RunConfig, at: u16) -> u64 {
+    let margin = run.fit_target.first().map_or(MARGIN_MIB, |mib| u64::from(*mib)) << 20;
+    machine.device(at).map_or(0, |device| device.free.0.saturating_sub(margin))
+}
+
 /// Running sums of `-ts`, else of the devices' free memory less the margin, the last one 1.
 #[expect(clippy::cast_precision_loss, reason = "the fork rounds to f32 here")]
 fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
-    let margin = run.fit_target.first().map_or(MARGIN_MIB, |mib| u64::from(*mib)) << 20;
-    let free = |at: &u16| machine.device(*at).map_or(0, |device| device.free.0.saturating_sub(margin)) as f32;
-    super::devices::running(run, devices, free)
+    super::devices::running(run, devices, |at| free(machine, run, *at) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Device, Host};
+    use crate::run::{Dialect, Target};
+    use crate::synth;
+
+    /// `--fit` of ik_llama.cpp takes experts from the last blocks of each device, and no more than it must.
+    #[test]
+    fn fitting_takes_experts_from_the_end() {
+        let model = synth::model("qwen3-30b-a3b", &synth::Wish::default()).unwrap();
+        let run =
+            RunConfig { n_ctx: 4096, fit: true, ..RunConfig::of(Target { dialect: Dialect::Ik, ..Target::default() }) };
+        let blocks = |size: &str| {
+            let machine = Machine::new(vec![Device::parse(&format!("CUDA0={size}")).unwrap()], Host::default()).unwrap();
+            let overrides = fitted(&model, &machine, &run, &[0]).overrides;
+            let block = |rule: &Override| rule.pattern.split('.').nth(1).unwrap().trim_end_matches('\\').to_string();
+            overrides.iter().map(block).collect::<Vec<_>>()
+        };
+        assert!(blocks("24GiB").is_empty());
+        let some = blocks("17GiB");
+        assert!(some.first().is_some_and(|block| block == "47") && some.len() < blocks("12GiB").len(), "{some:?}");
+        assert_eq!(blocks("2GiB").len(), 48);
+    }
 }

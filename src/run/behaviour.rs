@@ -331,7 +331,11 @@ mod tests {
         assert!(STEPS.iter().all(|step| step.before < step.since && !step.source.is_empty()));
         assert!(rules(9463).logits_of_all && !rules(9464).logits_of_all);
         assert_eq!([8132, 8133, 11400, 11401].map(|build| rules(build).embedding_inputs), [1, 2, 2, 3]);
-        // ik_llama.cpp has no builds here, and its graph is as old as llama.cpp's oldest.
+        // ik_llama.cpp counts builds of its own.
+        assert!(STEPS_OF_IK.iter().all(|step| step.before < step.since && !step.source.is_empty()));
+        let of = |build| Rules::of(Target { dialect: Dialect::Ik, build });
+        let by_size = [4122, 4533, REFERENCE].map(|build| (of(build).splits_by_size, of(build).nextn_cached));
+        assert_eq!(by_size, [(false, true), (true, false), (true, true)]);
         let ik = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() });
         assert!(
             ik.logits_of_all && ik.latent == Latent::ByFlag && !ik.windows && ik.layer_order == LayerOrder::BlocksFirst

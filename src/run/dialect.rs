@@ -23,27 +23,34 @@ const OWN: [(&str, usize); 2] = [
          --offload-only-active-experts -no-ooae --no-offload-only-active-experts -smf16 -smf32 -smgs -rtr \
          --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts -vhad --v-cache-hadamard -rcache --rope-cache -thp \
          --transparent-huge-pages --scheduler-async --split-mode-graph-scheduling --split-mode-f16 --split-mode-f32 -dr --dry-run \
-         -no-mtp --no-multi-token-prediction --spec-autotune --defer-experts --prefetch-experts",
+         -no-mtp --no-multi-token-prediction --spec-autotune --defer-experts --prefetch-experts -cnv --conversation --prompt-cache-all --prompt-cache-ro -wb --warmup-batch --minilog -fidx \
+         --fused-indexer-topk -i --interactive -if --interactive-first -dkvc --dump-kv-cache --penalize-nl",
         0,
     ),
     (
         "-ser --smart-expert-reduction -op --offload-policy -cuda \
-         --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin -gfm \
-         --gpu-fit-margin -fdn --fused-delta-net -ictk --indexer-cache-type-k -dsatk --dsa-top-k \
+         --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin \
+         -fdn --fused-delta-net -dsatk --dsa-top-k \
          --mtmd-kq-type -cram-n-min --cache-ram-n-min --cache-ram-similarity --ctx-checkpoints-interval \
          --ctx-checkpoints-tolerance --ctx-checkpoints-eviction --prefetch-experts-threads -cd --ctx-size-draft --draft-params \
-         --spec-ckpt-mode",
+         --spec-ckpt-mode --recurrent-ckpt-mode -tm --threads-mtmd --prompt-cache -gap --graph-attn-precision --suffix-pattern-len \
+         --suffix-max-depth --suffix-corpus --banned-string-file --banned-n --allowlist-unicode-rule --allowlist-pieces \
+         --allowlist-keyword --allowlist-keyword-delay --expiring-logit-bias-file --log-format --reasoning-tokens --tfs \
+         --adaptive-updt-w-cur --cfg-negative-prompt --cfg-negative-prompt-file --cfg-scale --sql-save-file \
+         --sqlite-zstd-ext-file -gan --grp-attn-n -gaw --grp-attn-w -nrep --n-repetitions",
         1,
     ),
 ];
 
 /// Flags of ik_llama.cpp alone that fields of [`RunConfig`] have.
-const COUNTED: &str = "-no-fmoe --no-fmoe --no-fused-moe -no-fug --no-fug --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -mla --mla-use -amb --attention-max-batch -wgt --worst-graph-tokens";
+const COUNTED: &str = "-no-fmoe --no-fmoe --no-fused-moe -no-fug --no-fug --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -mla --mla-use -amb --attention-max-batch -wgt --worst-graph-tokens -ictk --indexer-cache-type-k --spec-stage";
 
 /// Flags of ik_llama.cpp that change what is held in a way that is not counted: names, words that follow, and what they do.
 const NOT_COUNTED: &[(&str, &str)] = &[
     ("--swa-compress", "it shortens the caches of layers with a window"),
-    ("-dsa --dsa", "it adds an indexer and its cache"),
+    ("-dsa --dsa", "attention then reads the cells that an indexer chose"),
+    ("-gfm --gpu-fit-margin", "it keeps another margin free on some devices"),
+    ("-mtprot --mtp-requantize-output-tensor", "it makes another output matrix for drafts"),
     ("-ctk-first --cache-type-k-first -ctk-last --cache-type-k-last", "it gives some layers another type of K"),
     ("-ctv-first --cache-type-v-first -ctv-last --cache-type-v-last", "it gives some layers another type of V"),
 ];
@@ -98,6 +105,18 @@ pub(super) fn read(
         }
         "-wgt" | "--worst-graph-tokens" => {
             run.worst_graph_tokens = Some(Given::new(word, value()?).natural()?);
+            return Ok(Some(1));
+        }
+        "-ictk" | "--indexer-cache-type-k" => {
+            let given = value()?;
+            if given != "f16" {
+                let why = "it gives the indexer's cache another type";
+                return Err(Error::NotCounted { words: format!("{word} {given}"), why });
+            }
+            return Ok(Some(1));
+        }
+        "--spec-type" | "--spec-stage" if next.is_some_and(|kind| kind.starts_with("mtp")) => {
+            run.mtp = true;
             return Ok(Some(1));
         }
         "-mtp" | "--multi-token-prediction" => run.mtp = true,
@@ -226,7 +245,7 @@ mod tests {
     #[test]
     fn the_last_blocks_of_each_device() {
         let (one, two) = (Some(0), Some(1));
-        let newest = crate::run::REFERENCE;
+        let newest = crate::run::build::REFERENCE;
         assert_eq!(blocks_of(newest, 2, &[one; 4]), ["2", "3"]);
         assert_eq!(blocks_of(newest, 2, &[one, one, two, two]), ["1", "3"]);
         assert_eq!(blocks_of(newest, 3, &[one, one, two, two]), ["1", "2", "3"]);
