@@ -63,7 +63,13 @@ impl<'a> Context<'a> {
         let fused = self.resolve_fused(&scheduler, flash_attn)?;
         let batches = self.batches();
         let mut graph = graph::build(&Plan { fused, ..self.plan(batches[0], flash_attn) })?;
-        let kernels = fusion::kernels(&graph);
+        // ik_llama.cpp's graph of a prompt is another one than that of a token where there are latents.
+        let is_alike = !(self.launch.run.rules().one_cache && self.launch.model.hparams.arch().mla);
+        let kernels = if is_alike {
+            fusion::kernels(&graph)
+        } else {
+            fusion::kernels(&graph::build(&Plan { fused, ..self.plan(self.probe(), flash_attn) })?)
+        };
         let Scheduled { sizes, is_kept, largest, .. } = scheduler.reserve(&mut graph, true);
         let on_vulkan = scheduler.targets.iter().zip(largest).filter(|(target, _)| target.backend == Backend::Vulkan);
         let beyond_vulkan = on_vulkan.map(|(_, bytes)| Bytes(bytes)).max().filter(|bytes| *bytes > VULKAN_BUFFER);

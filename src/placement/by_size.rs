@@ -287,7 +287,8 @@ mod tests {
         let run =
             RunConfig { n_ctx: 4096, fit: true, ..RunConfig::of(Target { dialect: Dialect::Ik, ..Target::default() }) };
         let blocks = |size: &str| {
-            let machine = Machine::new(vec![Device::parse(&format!("CUDA0={size}")).unwrap()], Host::default()).unwrap();
+            let machine =
+                Machine::new(vec![Device::parse(&format!("CUDA0={size}")).unwrap()], Host::default()).unwrap();
             let overrides = fitted(&model, &machine, &run, &[0]).overrides;
             let block = |rule: &Override| rule.pattern.split('.').nth(1).unwrap().trim_end_matches('\\').to_string();
             overrides.iter().map(block).collect::<Vec<_>>()
