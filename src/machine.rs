@@ -383,10 +383,8 @@ impl Machine {
 
     /// What to say of its budgets, a line a device.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        let note = |device: &Device| {
-            device.budget_note().or_else(|| device.system_note()).or_else(|| device.part_note(self.host.ram?))
-        };
-        let devices = self.devices.iter().filter_map(move |device| Some(format!("{}: {}", device.name, note(device)?)));
+        let note = |device: &Device| Some(format!("{}: {}", device.name, device.note(self.host.ram)?));
+        let devices = self.devices.iter().filter_map(note);
         devices.chain(self.host.note.iter().map(|note| format!("main memory: {note}")))
     }
 
@@ -437,6 +435,15 @@ impl Ram {
         let fits = |channels: &f64| of(*channels) <= memory * 1.005;
         let channels = f64::from(sockets) * [12.0, 8.0, 6.0, 4.0].into_iter().find(fits).unwrap_or(CHANNELS);
         Self { bandwidth: Some(of(channels)), assumed: Some((generation, rate, channels)), ..self }
+    }
+
+    /// What was typed behind the size, as it is typed with another size.
+    pub fn kind(&self) -> String {
+        match (self.assumed, self.bandwidth) {
+            (Some((generation, rate, _)), _) => format!("@ddr{generation}-{rate}"),
+            (None, Some(bandwidth)) => format!("@{bandwidth}"),
+            (None, None) => String::new(),
+        }
     }
 
     /// What was taken for what was typed.
@@ -543,8 +550,57 @@ pub fn possible(bandwidth: f64) -> Result<f64, String> {
 /// As it is typed: read back it is the same.
 impl fmt::Display for Ram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.bytes.typed())?;
-        self.bandwidth.map_or(Ok(()), |bandwidth| write!(f, "@{bandwidth}"))
+        write!(f, "{}{}", self.bytes.typed(), self.kind())
+    }
+}
+
+/// A PCIe slot as it is typed: generation and lanes, `4x8`, `4.0x16`, `gen3 x4`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(try_from = "String")]
+pub struct Slot {
+    generation: u8,
+    lanes: u8,
+}
+
+/// MB/s of a lane, from PCIe 1.0 to 6.0: its transfers less what its encoding takes (PCI-SIG's specifications).
+const LANES: [f64; 6] = [250.0, 500.0, 984.6, 1969.2, 3938.5, 7563.0];
+
+impl Slot {
+    /// GB/s in one direction.
+    pub fn rate(self) -> f64 {
+        LANES.get(usize::from(self.generation) - 1).map_or(0.0, |lane| lane * f64::from(self.lanes) / 1000.0)
+    }
+}
+
+impl FromStr for Slot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.trim().to_ascii_lowercase();
+        let read = || {
+            let (generation, lanes) = lower.split_once('x')?;
+            let generation = generation.trim_start_matches("pcie").trim_start().trim_start_matches("gen").trim();
+            let generation = generation.strip_suffix(".0").unwrap_or(generation).parse().ok()?;
+            let lanes = lanes.trim().parse().ok()?;
+            let is_slot = (1..=6).contains(&generation) && matches!(lanes, 1 | 2 | 4 | 8 | 16);
+            is_slot.then_some(Self { generation, lanes })
+        };
+        read().ok_or_else(|| "write generation and lanes, for example 4x8: PCIe 1 to 6, 1 to 16 lanes".to_string())
+    }
+}
+
+impl TryFrom<String> for Slot {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.generation, self.lanes)
     }
 }
 
@@ -655,7 +711,8 @@ impl Device {
     }
 
     /// The devices of `--gpu NAME`, in order: cards with the memory that an idle system leaves of them. `NAME=SIZE` says which of the
-    /// sizes that it is sold with, or how much, where no row of the table says it; `4x NAME` that there are four.
+    /// sizes that it is sold with, or how much, where no row of the table says it; a smaller size is a part of the card, to the byte. `4x NAME`
+    /// says that there are four.
     ///
     /// A card that uses main memory has what its system lets it take of `ram`; with a size, so much. Without `ram` the size is the main
     /// memory of its computer.
@@ -744,8 +801,13 @@ impl Device {
         (self.total, self.free, self.sold_as) = (budget, budget, None);
     }
 
+    /// What to say of its budget, in a computer with so much main memory.
+    pub fn note(&self, ram: Option<Bytes>) -> Option<String> {
+        self.budget_note().or_else(|| self.system_note()).or_else(|| self.part_note(ram?))
+    }
+
     /// What to say of a budget that stands for a card of which only the size is known.
-    pub fn budget_note(&self) -> Option<String> {
+    fn budget_note(&self) -> Option<String> {
         let gb = self.sold_as?;
         if self.integrated {
             let name = &self.name;
@@ -758,7 +820,7 @@ impl Device {
     }
 
     /// What to say of a card's budget that is what one system leaves of it, where another leaves less.
-    fn system_note(&self) -> Option<String> {
+    pub fn system_note(&self) -> Option<String> {
         let (card, description) = (self.card()?, self.description.as_deref()?);
         // One that was found calls itself otherwise.
         let own = card
@@ -858,6 +920,10 @@ impl FromStr for GpuName {
         }
         let size = size.map(str::parse::<DeviceSize>).transpose();
         let size = size.map_err(|error| Error::Size { flag: format!("--gpu {text}"), error })?;
+        // Less than the card is sold with is what is free of it.
+        let sizes = || card.sold.iter().map(|sold| sold.gb);
+        let is_part = |gb: &u32| sizes().all(|other| other != *gb) && sizes().max().is_some_and(|most| most > *gb);
+        let size = size.map(|size| DeviceSize { sold_as: size.sold_as.filter(|gb| !is_part(gb)), ..size });
         let in_name = gb.map(|gb| DeviceSize { bytes: Bytes(u64::from(gb) * GIB), sold_as: Some(gb) });
         let computer = in_name.filter(|_| card.is_integrated()).map(|size| size.bytes);
         Ok(Self { count, card, size: size.or(in_name.filter(|_| computer.is_none())), computer })
@@ -1127,6 +1193,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn slots_are_generation_and_lanes() {
+        for (text, rate) in [("4x16", 31.5), ("4.0x8", 15.8), ("gen3 x4", 3.9), ("PCIe 5.0 x16", 63.0)] {
+            let slot: Slot = text.parse().unwrap();
+            assert!((slot.rate() - rate).abs() < 0.1, "{text}: {}", slot.rate());
+        }
+        for bad in ["4", "x16", "0x16", "7x16", "4x3", "4x", "4x32"] {
+            assert!(bad.parse::<Slot>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_whole_number_of_gb_is_a_card_and_everything_else_exact() {
         let mib = |n| (Bytes::mib(n), None);
         let card = |gb| (cards::sold_as(gb, Backend::Cuda).unwrap().least, Some(gb));
@@ -1212,6 +1289,10 @@ mod tests {
             ("DGX Spark", 1, "GB10", 122_500),
             ("Arc 140V 32GB", 1, "ARC 140V", 16 << 10),
             ("RTX3090", 1, "RTX 3090", 23_863),
+            ("RTX 3060=10G", 1, "RTX 3060", 10 << 10),
+            ("RTX 3060=12G", 1, "RTX 3060", 11_798),
+            ("RTX 3060 8GB", 1, "RTX 3060", 7019),
+            ("RTX 4090=48G", 1, "RTX 4090", 45_467),
             ("GeForce RTX4070TI=12G", 1, "RTX 4070 TI", 11_005),
             ("3090x2", 2, "RTX 3090", 23_863),
             ("RX7900XTX", 1, "7900 XTX", 24_102),
@@ -1267,10 +1348,10 @@ mod tests {
         }
         // Of a desktop's two channels, of which a note says so; as shops write it; and GB as modules are sold.
         for (text, typed, notes) in [
-            ("64G@ddr4-3600", "64GiB@57.6", &["@ddr4-3600x4"][..]),
-            ("64GB DDR4-3600", "64GiB@57.6", &["64 GiB", "@ddr4-3600x4"]),
+            ("64G@ddr4-3600", "64GiB@ddr4-3600", &["@ddr4-3600x4"][..]),
+            ("64GB DDR4-3600", "64GiB@ddr4-3600", &["64 GiB", "@ddr4-3600x4"]),
             ("64GB ddr5-6000 x4", "64GiB@192", &["64 GiB"]),
-            ("64GB DDR5 6000MHz", "64GiB@96", &["64 GiB", "@ddr5-6000x4"]),
+            ("64GB DDR5 6000MHz", "64GiB@ddr5-6000", &["64 GiB", "@ddr5-6000x4"]),
             ("64GB", "64GiB", &["64 GB hold 64 GiB", "--ram 59.6G"]),
             ("36GB", "36GiB", &["36 GiB"]),
             ("97GB", "97000000000B", &[]),
@@ -1278,6 +1359,8 @@ mod tests {
         ] {
             let ram: Ram = text.parse().unwrap();
             assert_eq!((ram.to_string().as_str(), ram.note().is_some()), (typed, !notes.is_empty()), "{text}");
+            // Typed again it is the same, whatever channels a processor has.
+            assert_eq!(ram.in_channels_of(2, 460.8).to_string(), typed, "{text}");
             let note = ram.note().unwrap_or_default();
             assert!(notes.iter().all(|part| note.contains(part)), "{text}: {note}");
         }

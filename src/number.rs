@@ -101,7 +101,7 @@ pub fn seconds(value: f64) -> String {
         v if v < 1.0 => format!("{:.0} ms", v * 1000.0),
         v if v < 10.0 => format!("{v:.2} s"),
         v if v < 120.0 => format!("{v:.1} s"),
-        v => format!("{:.0} min {:.0} s", (v / 60.0).floor(), v % 60.0),
+        v => format!("{:.0} min {:.0} s", (v.round() / 60.0).floor(), v.round() % 60.0),
     }
 }
 

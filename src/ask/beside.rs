@@ -42,29 +42,17 @@ const CHOSEN: [&str; 22] = [
 /// cache types, flash attention, drafts, the projector, prompt cache and checkpoints. The planner chooses all else, and
 /// keeps its usual margin free where `check` was not told one, so that a command that leaves nothing free may be the faster one.
 ///
-/// `None` where llama.cpp refuses the command and it is not known what was meant, where it reads only a part of a number, where not
-/// everything is counted, where the command uses some of the devices only or holds what a plan does not take, where its container has no
-/// such devices, and where no plan fits. `described` are the words that describe the machine.
+/// An error says why there is none. `described` are the words that describe the machine.
 pub fn plan(
     (model, name): (&Model, &str),
     machine: &Machine,
     command: &ParsedCommand,
     checkup: &Checkup,
-    described: &[String],
+    (described, turn): (&[String], Turn),
     options: Options<'_>,
-) -> Option<Beside> {
-    let turn = options.turn?;
-    let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
-    let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
-    let is_selected = !visible::visible(machine, &command.environment).notes.is_empty() || command.memory.is_some();
-    // `-c 32k` is a context of 32 tokens, for which nobody wants a plan.
-    let lost = ["number-cut-short", "image-of-other-devices"];
-    let is_lost =
-        checkup.lints.iter().any(|lint| lost.contains(&&*lint.code)) || (checkup.is_refused() && !checkup.is_mended());
-    if !is_launch || !is_counted || is_lost || is_selected {
-        return None;
-    }
-    let settings = kept(&served(machine, command, checkup)).ok()?;
+) -> Result<Beside, String> {
+    none_for(machine, command, checkup).map_or(Ok(()), |why| Err(why.to_string()))?;
+    let settings = kept(&served(machine, command, checkup)).map_err(|refusal| refusal.message)?;
     let planning = Planning {
         build: Some(command.run.target.build),
         prompt: turn.prompt,
@@ -73,7 +61,8 @@ pub fn plan(
         acceptance: turn.acceptance,
         ..Planning::default()
     };
-    let mut request = planning.request(model, machine, &settings).ok()?;
+    let why = |error: plan::Error| error.to_string();
+    let mut request = planning.request(model, machine, &settings).map_err(why)?;
     if let Some(draft) = &model.draft {
         request.run.infer_speculation(draft.speculation());
     }
@@ -82,12 +71,18 @@ pub fn plan(
         words.extend(["--margin".to_string(), options.margin.typed()]);
         request = Request { margin: options.margin, ..request };
     }
-    let plan = plan::brief(model, name, machine, &request).ok()?;
+    let plan = plan::brief(model, name, machine, &request).map_err(why)?;
+    if !plan.check.fits() || plan.check.is_refused() {
+        let margin = request.margin;
+        return Err(format!("none fits with the same context, slots and cache types, and {margin} left free"));
+    }
     let seconds = checkup.speed.as_ref().map(|speed| speed.turn_seconds(turn));
-    let is_answer = plan.check.fits() && !plan.check.is_refused();
-    is_answer.then_some(Beside {
-        asked: shell(&asked(words, name, settings))?,
-        command: format!("{}{}", plan.command, undecided(command)?),
+    let unquotable = || why(plan::Error::Path);
+    let undecided = undecided(command).ok_or_else(unquotable)?;
+    Ok(Beside {
+        asked: shell(&asked(words, name, settings)).ok_or_else(unquotable)?,
+        command: [plan.command.as_str(), &undecided].join(if undecided.is_empty() { "" } else { " " }),
+        undecided: Some(undecided).filter(|words| !words.is_empty()),
         memory: plan.check.memory,
         speed: plan.speed,
         turn_seconds: plan.turn_seconds,
@@ -96,19 +91,45 @@ pub fn plan(
     })
 }
 
+/// Why no plan is made beside a command, where that is known before.
+fn none_for(machine: &Machine, command: &ParsedCommand, checkup: &Checkup) -> Option<&'static str> {
+    let has = |code: &str| checkup.lints.iter().any(|lint| lint.code == code);
+    let is_counted = checkup.fits.is_some() && checkup.memory.values().all(|row| row.total.is_some());
+    if command.run.target.dialect != Dialect::LlamaCpp {
+        Some("plans are compared with llama.cpp's launches only")
+    } else if checkup.program != Program::Server {
+        Some("plans are for llama-server")
+    } else if checkup.is_refused() && !checkup.is_mended() {
+        Some("llama.cpp refuses the command")
+    } else if !is_counted {
+        Some("not everything is counted")
+    } else if has("number-cut-short") {
+        // `-c 32k` is a context of 32 tokens, for which nobody wants a plan.
+        Some("llama.cpp reads only a part of a number in the command")
+    } else if has("image-of-other-devices") {
+        Some("the container's image is built for other devices")
+    } else if command.memory.is_some() {
+        Some("a container or a unit limits main memory")
+    } else {
+        let is_selected = !visible::visible(machine, &command.environment).notes.is_empty();
+        is_selected.then_some("a variable selects the cards")
+    }
+}
+
 /// The flags of a command that decide nothing here, which the planned command keeps: `--jinja`, `--port 8081`.
 fn undecided(command: &ParsedCommand) -> Option<String> {
     let decides_nothing = |group: &&[String]| {
         group.first().and_then(|word| spelling(word)).is_none_or(|(flag, _)| matches!(flag.effect, Effect::None))
     };
     let words: Vec<&String> = groups(&command.beside).into_iter().filter(decides_nothing).flatten().collect();
-    Some(if words.is_empty() { String::new() } else { format!(" {}", shell(&words)?) })
+    if words.is_empty() { Some(String::new()) } else { shell(&words) }
 }
 
 /// A command as llama.cpp takes it: what it refuses is replaced by what took its place.
 pub fn mended(command: &ParsedCommand) -> Option<String> {
     let words = server_command(command.model.as_ref()?, &command.run, &args_beside(&command.run, &command.beside));
-    Some(format!("{}{}", shell(&words)?, undecided(command)?))
+    let undecided = undecided(command)?;
+    Some([shell(&words)?, undecided].join(" ").trim_end().to_string())
 }
 
 /// What a command serves, as words that a plan keeps.

@@ -4,9 +4,11 @@ use serde::Deserialize;
 
 use crate::bytes::Bytes;
 use crate::machine::processors::{self, Processor};
-use crate::machine::{Backend, Device, DeviceSize, Error, GpuName, Host, HostRates, Machine, Ram, cards, possible};
+use crate::machine::{
+    Backend, Device, DeviceSize, Error, GpuName, Host, HostRates, Machine, Ram, Slot, cards, possible,
+};
 use crate::speed::{prices, table};
-use crate::suggest::{Hint as _, Refusal, did_you_mean};
+use crate::suggest::{Hint as _, Refusal, did_you_mean, one_of};
 
 /// A machine, by its devices and host: `{"gpu": ["RTX 4090"], "ram": "64G@ddr5-6000x2"}`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -29,13 +31,19 @@ pub struct Described {
     /// Cards by name, with their real memory and speed: "RTX 4090", "3090=23G".
     ///
     /// Repeat the option, or separate cards with commas; '4x NAME' is four cards. `moeplan devices --known` lists the names. Write
-    /// 'NAME=SIZE' if the card is sold with several sizes, or if its memory is not known. For graphics that use main memory ("M4 Max",
+    /// 'NAME=SIZE' if the card is sold with several sizes, or if its memory is not known; a size below these, '3060=10G', is so many GiB
+    /// of the card. For graphics that use main memory ("M4 Max",
     /// "Strix Halo"), SIZE is how much of --ram they may take.
     #[cfg_attr(
         feature = "cli",
         arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["vram", "device"])
     )]
     pub gpu: Vec<String>,
+    /// PCIe of the cards' slots, in order: 4x8,3x4 (generation and lanes) [default: what each card was sold with].
+    ///
+    /// Experts in main memory are copied through the slot for prompts.
+    #[cfg_attr(feature = "cli", arg(long, value_name = "GENxN,…", value_delimiter = ',', hide_short_help = true))]
+    pub pcie: Vec<Slot>,
     /// Set the devices' budgets, in order: 12G,8G.
     ///
     /// The sizes are exact. A size above the device's memory means a larger device of the same speed. A device with the size 0, or
@@ -94,6 +102,7 @@ impl Described {
             ("--vram", sizes(&self.vram)),
             ("--gpu", list(self.gpu.clone())),
             ("--backend", self.backend.map(|backend| format!("{backend:?}").to_lowercase())),
+            ("--pcie", list(self.pcie.iter().map(ToString::to_string).collect())),
             ("--budget", sizes(&self.budget)),
             ("--ram", self.ram.map(|ram| ram.to_string())),
             ("--memory-bandwidth", self.memory_bandwidth.map(|bandwidth| bandwidth.to_string())),
@@ -120,8 +129,10 @@ impl Described {
         let mut sockets = 1;
         let mut of_sockets = None;
         if let Some(name) = &self.cpu {
-            let (count, one) =
-                cards::counted(name).filter(|(count, _)| matches!(count, 2 | 4 | 8)).unwrap_or((1, name.as_str()));
+            let is_dual = |name: &&str| name.get(..5).is_some_and(|word| word.eq_ignore_ascii_case("dual "));
+            let dual = Some(name.as_str()).filter(is_dual).and_then(|name| Some((2, name.get(5..)?)));
+            let counted = || cards::counted(name).filter(|(count, _)| matches!(count, 2 | 4 | 8));
+            let (count, one) = dual.or_else(counted).unwrap_or((1, name.as_str()));
             sockets = u32::try_from(count).unwrap_or(1);
             let full = processors::full_name(one);
             let known = processors::named(&full);
@@ -133,7 +144,10 @@ impl Described {
                         format!("--cpu '{name}' --cores N takes the family's figures and its own cores"),
                     ),
                     None => {
-                        let meant = did_you_mean(name, processors::names()).unwrap_or_default();
+                        let rows = || processors::names().filter(|row| processors::is_meant(row, one));
+                        let meant: Vec<String> = rows().take(2).map(processors::shown).collect();
+                        let meant = one_of(&meant.iter().map(String::as_str).collect::<Vec<_>>());
+                        let meant = meant.or_else(|| did_you_mean(name, processors::names())).unwrap_or_default();
                         let lists = "`moeplan devices --known` lists them; --cores N describes another";
                         (String::new(), format!("{meant} {lists}"))
                     }
@@ -156,8 +170,13 @@ impl Described {
         if self.cores.is_some() {
             (host.cores, host.threads) = (self.cores, host.threads.filter(|_| self.cores == host.cores));
         }
-        let memory = host.processor.as_deref().and_then(|name| processors::named(name).memory);
-        let ram = self.ram.map(|ram| memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
+        let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
+        let ram = self.ram.map(|ram| known.memory.map_or(ram, |memory| ram.in_channels_of(sockets, memory)));
+        // That a desktop's processor has two channels is no guess: four of DDR5 have 150 GB/s and more.
+        let is_guessed = |generation: u32| {
+            known.takes.is_none() && !(generation > 4 && known.memory.is_some_and(|memory| memory < 100.0))
+        };
+        let ram = ram.map(|ram| Ram { assumed: ram.assumed.filter(|(generation, ..)| is_guessed(*generation)), ..ram });
         if let Some(ram) = ram {
             (host.ram, host.note) = (Some(ram.bytes), ram.note());
         }
@@ -192,8 +211,16 @@ impl Described {
         named.filter(|gpu| gpu.card.is_integrated()).filter_map(has).max()
     }
 
-    /// `machine` with what `--budget` gives of its devices, where each device can be what it is said to be.
-    pub fn limited(&self, machine: Machine) -> Result<Machine, Refusal> {
+    /// `machine` with the slots of `--pcie` and what `--budget` gives of its devices, where each device can be what it is said to be.
+    pub fn limited(&self, mut machine: Machine) -> Result<Machine, Refusal> {
+        let (slots, known) = (self.pcie.len(), machine.devices.len());
+        if slots > known {
+            let message = format!("--pcie has {slots} slots, but there are {known} devices");
+            return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
+        }
+        for (device, slot) in machine.devices.iter_mut().zip(&self.pcie) {
+            table::in_slot(device, slot.rate());
+        }
         let machine = if self.budget.is_empty() { machine } else { self.budgeted(machine)? };
         let is_beyond = |device: &&Device| device.integrated && machine.host.ram.is_some_and(|ram| device.total > ram);
         if let Some(device) = machine.devices.iter().find(is_beyond) {

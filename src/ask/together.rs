@@ -54,12 +54,12 @@ pub struct Member {
 /// llama-server's own port, which the first model gets.
 const PORT: u16 = 8080;
 
-/// Plans for models, shown as these paths, that share a machine. `bandwidth` is what `--ram SIZE@KIND` says of main memory, GB/s.
+/// Plans for models, shown as these paths, that share a machine. `kind` is what `--ram SIZE` is followed by.
 pub fn together(
     asked: &[(Model, String, Request)],
     machine: &Machine,
     weights: &[f64],
-    bandwidth: Option<f64>,
+    kind: &str,
 ) -> Result<Together, plan::Error> {
     let asked: Vec<_> = asked.iter().map(|(model, path, request)| (model, path, serving(model, request))).collect();
     let members: Vec<together::Member<'_>> = asked
@@ -86,8 +86,7 @@ pub fn together(
             let budgets: Vec<String> = share.budgets.iter().map(size).collect();
             flags.extend(["--budget".to_string(), budgets.join(",")]);
         }
-        let kind = bandwidth.map(|bandwidth| format!("@{bandwidth}")).unwrap_or_default();
-        flags.extend(share.machine.host.ram.iter().flat_map(|ram| ["--ram".to_string(), size(ram) + &kind]));
+        flags.extend(share.machine.host.ram.iter().flat_map(|ram| ["--ram".to_string(), size(ram) + kind]));
         if let ContextChoice::Fixed(n_ctx) = share.context
             && share.context != asked[at].2.context
         {

@@ -14,7 +14,7 @@ use crate::bytes::Bytes;
 use crate::gguf::Value;
 use crate::machine::{Backend, Device, Machine};
 use crate::memory::caches::{self, CacheKind};
-use crate::memory::compute::VULKAN_BUFFER;
+use crate::memory::compute::{VULKAN_BUFFER, VULKAN_LONGEST};
 use crate::memory::{self, Caches, Forecast, HOST, expert_cache::Problem};
 use crate::model::Model;
 use crate::number::thousands;
@@ -22,8 +22,11 @@ use crate::placement::Buffer;
 use crate::placement::pattern::{self, Pattern};
 use crate::rules::Role;
 use crate::run::build::{NEWEST, OLDEST};
-use crate::run::numbers::numbers;
+use crate::run::numbers::{numbers, padded};
 use crate::run::{Dialect, Note, ParsedCommand, Program, RunConfig, SplitMode};
+
+/// As much of a mapped file was copied to a ROCm device without trouble.
+const MOST_MAPPED: Bytes = Bytes(30 << 30);
 
 /// Something wrong or surprising.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,8 @@ pub(super) struct Facts<'a> {
     pub groups: &'a [OverrideGroup],
     /// By how much each budget is passed.
     pub shortfall: &'a BTreeMap<String, Bytes>,
+    /// What is kept free of each device.
+    pub margin: Bytes,
     pub refused_caches: RefusedCaches,
     pub cache_problem: Option<Problem>,
 }
@@ -138,10 +143,16 @@ const LINTS: &[Rule] = &[
             );
         }
         let draft = facts.model.draft.as_ref().filter(|_| facts.run.n_draft == 0)?;
-        let kind = draft.drafts().unwrap_or("simple");
+        let kind = draft.drafts();
+        let differs = vocabularies_differ(facts.model, draft).filter(|_| kind.is_none());
         found(
             "llama-server loads the draft model and frees it again: no kind of speculation is enabled".to_string(),
-            format!("add `--spec-type draft-{kind}`"),
+            match differs {
+                Some(how) => {
+                    format!("leave it out: its vocabulary differs from the target's ({how}), so that it cannot draft")
+                }
+                None => format!("add `--spec-type draft-{}`", kind.unwrap_or("simple")),
+            },
         )
     }),
     // A draft model's tokens must be the target's (`common/speculative.cpp` `common_speculative_are_compatible`, which the server's
@@ -354,6 +365,30 @@ const LINTS: &[Rule] = &[
             format!("`-b {ubatch} -ub {ubatch}` keeps it"),
         )
     }),
+    // llama-server gives no slot more than the model was trained on (`tools/server/server-context.cpp` `n_ctx_slot`, b11434).
+    (BEYOND_TRAINING, Warning, |facts| {
+        let (numbers, trained) = (&facts.forecast.numbers, facts.model.hparams.context_length);
+        let slots = numbers.n_seq_max.max(1);
+        let slot = if numbers.kv_unified { numbers.n_ctx / slots } else { numbers.n_ctx_seq };
+        if trained == 0 || slot <= padded(trained) {
+            return None;
+        }
+        let [long, most] = [slot, trained].map(|tokens| thousands(tokens.into()));
+        let what = if slots > 1 {
+            format!("a slot's context of {long} tokens")
+        } else {
+            format!("a context of {long} tokens")
+        };
+        let then = if matches!(facts.run.program, Program::Server | Program::Cli) {
+            "; llama-server gives no slot more than that, so the rest takes memory for nothing"
+        } else {
+            ""
+        };
+        found(
+            format!("{what} is longer than the one that the model was trained on, {most} tokens{then}"),
+            format!("use `-c {}`", trained.saturating_mul(slots)),
+        )
+    }),
     // Fitting is on, but will not rescue the command.
     ("fit-gives-up", Warning, |facts| {
         let flag = facts
@@ -392,7 +427,9 @@ const LINTS: &[Rule] = &[
             format!(
                 "without mapped files, {pinned} of main memory is pinned, but {missing} is missing: loading fails or swaps"
             ),
-            if facts.shares_memory() {
+            if facts.shares_memory() && *missing > pinned {
+                "use a smaller quantization or a shorter context: mapped files would not free enough"
+            } else if facts.shares_memory() {
                 "`--load-mode mmap` reads what is needed from the file"
             } else {
                 "`--load-mode mmap` reads what is needed from the file; or keep more on the devices"
@@ -407,10 +444,13 @@ const LINTS: &[Rule] = &[
             return None;
         }
         let names = facts.device_names().join(", ");
-        let hint = if facts.forecast.mapped.devices.is_empty() {
-            "use a smaller quantization or a shorter context: moving experts to the host frees nothing here"
-        } else {
+        // Until b11549 a device maps what lies between its tensors as well (`Placement::mapped`).
+        let mut mapped = facts.forecast.mapped.devices.iter();
+        let of_device = |name: &str| facts.forecast.memory.get(name).map_or(Bytes(0), |row| row.model);
+        let hint = if mapped.any(|(name, span)| *span > of_device(name)) {
             "`-lm none` keeps on the device only its own tensors; or use a smaller quantization or a shorter context"
+        } else {
+            "use a smaller quantization or a shorter context: moving experts to the host frees nothing here"
         };
         found(
             format!("{names} and the processor share main memory: {shared} and {host} together exceed it by {missing}"),
@@ -428,7 +468,10 @@ const LINTS: &[Rule] = &[
         let shared = facts.forecast.placement.taking_part(facts.machine).filter(|(_, device)| device.integrated);
         let has_room = |device: &Device| {
             let row = facts.forecast.memory.get(&device.name).copied().unwrap_or_default();
-            row.model + row.context + row.compute + moved <= device.total
+            // What lies between mapped tensors is in the overhead, and moved tensors with it.
+            let is_span = facts.forecast.mapped.devices.contains_key(&device.name);
+            let overhead = if is_span { Bytes(0) } else { row.overhead };
+            row.own() + moved + (overhead + facts.margin).max(reported_growth(device)) <= device.total
         };
         let device = shared.map(|(_, device)| device).find(|device| has_room(device))?;
         if moved == Bytes(0) {
@@ -585,7 +628,7 @@ const LINTS: &[Rule] = &[
             return None;
         }
         found(
-            "llama.cpp's own fitting is on and would move experts or layers to the host; the figures are for the command as written",
+            "llama.cpp's own fitting is on and would move experts or layers to the host; the memory shown is that of the command as written",
             "`moeplan plan` chooses what goes to the host; `-fit off` keeps the command as written",
         )
     }),
@@ -600,6 +643,24 @@ const LINTS: &[Rule] = &[
         found(
             format!("`-ngl {n}` leaves blocks 0 to {} of {blocks} on the host, attention and cache included", left - 1),
             hint,
+        )
+    }),
+    // HIP copies mapped pages to the device itself, and stops answering after some tens of GiB (llama.cpp issue 15018; "hangs with 58 GiB,
+    // loads 30", gfx1151 and gfx1201).
+    ("mapped-on-rocm", Warning, |facts| {
+        let placement = &facts.forecast.placement;
+        let of_rocm = placement.taking_part(facts.machine).filter(|(_, device)| device.backend == Backend::Rocm);
+        let model = |device: &Device| facts.forecast.memory.get(&device.name).map_or(Bytes(0), |row| row.model);
+        let copied: Bytes = of_rocm.map(|(_, device)| model(device)).sum();
+        if !placement.is_mapped || copied <= MOST_MAPPED {
+            return None;
+        }
+        let hint = if facts.command.run.target.dialect == Dialect::Ik { "`--no-mmap`" } else { "`--load-mode none`" };
+        found(
+            format!(
+                "{copied} of a mapped file are copied to ROCm devices: such loads were seen to take hours or to hang"
+            ),
+            format!("{hint} reads the file instead"),
         )
     }),
     // Mapped experts are copied through pageable memory; pinned ones are not.
@@ -625,10 +686,12 @@ const LINTS: &[Rule] = &[
     }),
     ("pinned-beyond-limit", Info, |facts| {
         let placement = &facts.forecast.placement;
-        let most = facts.machine.host.pinnable().filter(|_| !placement.can_pin(facts.machine))?;
+        let share = placement.pinned_share(facts.machine, facts.run.rules());
+        let most = facts.machine.host.pinnable().filter(|_| share < 1.0)?;
+        let what = if share > 0.0 { "the rest" } else { "all of it" };
         found(
             format!(
-                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps all of it in \
+                "Windows lets devices have at most half of main memory ({most}), and {} would be pinned: llama.cpp keeps {what} in \
                  pageable memory, and prompts copy it at that rate",
                 placement.pinned()
             ),
@@ -730,42 +793,56 @@ const LINTS: &[Rule] = &[
             copies.filter(move |copy| copy.buffer == Buffer::Device(at)).map(|copy| copy.bytes)
         });
         let largest = weights.filter(|bytes| *bytes > VULKAN_BUFFER).chain(facts.forecast.beyond_vulkan).max()?;
+        let then = if largest.0 > VULKAN_LONGEST {
+            "more than the Vulkan driver allows in one buffer (about 4 GiB): llama.cpp computes with it on the processor, which the memory \
+             shows and the predicted speed does not"
+        } else {
+            "where the Vulkan driver allows less in one buffer (AMD's own 2 GiB), llama.cpp computes with it on the processor, which the \
+             figures do not count"
+        };
         found(
-            format!(
-                "one tensor takes {largest}; where the Vulkan driver allows less in one buffer (AMD's own 2 GiB, RADV about 4 GiB), \
-                 llama.cpp computes with it on the processor"
-            ),
+            format!("one tensor takes {largest}; {then}"),
             "`-fa on` or a smaller `-ub` makes results smaller; `vulkaninfo` shows the limits maxBufferSize and maxStorageBufferRange",
         )
     }),
     // Public reports: 1872 MiB more at a prompt of 2,042 tokens, where the buffers took what was predicted; where it goes is not known.
     ("vulkan-prompt-growth", Warning, |facts| {
-        const REPORTED: Bytes = Bytes::mib(1872);
-        let tight = |(at, device): (u16, &Device)| {
+        let (device, left, overhead, needed) = facts.of_vulkan().find_map(|(at, device)| {
             let holds_experts =
                 facts.forecast.placement.experts(facts.model).any(|(_, c)| c.buffer == Buffer::Device(at));
             let row = facts.forecast.memory.get(&device.name)?;
             let left = Bytes(device.total.0.saturating_sub(row.total().0));
-            let needed = Bytes(REPORTED.0.saturating_sub(row.overhead.0));
+            let needed = reported_growth(device).saturating_sub(row.overhead);
             let is_short = facts.shortfall.contains_key(&device.name);
-            let is_measured = device.calibration.is_some() || device.overhead.is_some();
-            (holds_experts && !is_short && !is_measured && left < needed)
-                .then(|| (device.name.clone(), left, row.overhead, needed))
+            (holds_experts && !is_short && left < needed).then_some((device, left, row.overhead, needed))
+        })?;
+        let name = &device.name;
+        let own = if device.integrated {
+            format!("a larger share of main memory for {name}, or a shorter context, does")
+        } else {
+            "`-ncmoe N` with a larger N does".to_string()
         };
-        let (name, left, overhead, needed) = facts.of_vulkan().find_map(tight)?;
         found(
             format!(
                 "{name} has {left} left, but a long prompt may need {needed}: with experts on a Vulkan device, one was reported to take \
-                 {REPORTED} beyond the buffers, of which {overhead} are counted"
+                 {VULKAN_GROWTH} beyond the buffers, of which {overhead} are counted"
             ),
-            format!(
-                "`moeplan plan --margin {}` keeps that free; in a command of your own, `-ncmoe N` with a larger N does",
-                needed.typed()
-            ),
+            format!("`moeplan plan --margin {}` keeps that free; in a command of your own, {own}", needed.typed()),
         )
     }),
 ];
 
+/// What a long prompt was reported to take beyond the buffers on Vulkan.
+const VULKAN_GROWTH: Bytes = Bytes::mib(1872);
+
+/// The same of a device; nothing where what it takes was measured.
+fn reported_growth(device: &Device) -> Bytes {
+    let is_measured = device.calibration.is_some() || device.overhead.is_some();
+    if device.backend == Backend::Vulkan && !is_measured { VULKAN_GROWTH } else { Bytes(0) }
+}
+
+/// It is told with every form of a launch.
+pub const BEYOND_TRAINING: &str = "context-beyond-training";
 const BEYOND_RAM: &str = "server-memory-beyond-ram";
 
 fn beyond_ram(run: &RunConfig, forecast: &Forecast, machine: &Machine, shortfall: &BTreeMap<String, Bytes>) -> Finding {
@@ -789,17 +866,19 @@ fn beyond_ram(run: &RunConfig, forecast: &Forecast, machine: &Machine, shortfall
     )
 }
 
-/// Puts what is true of main memory after llama.cpp's own fitting in the place of what is true of the command as written: what a device
-/// has no room for goes there.
-pub(super) fn fitted(lints: &mut Vec<Lint>, run: &RunConfig, forecast: &Forecast, machine: &Machine) {
+/// What is true of main memory after llama.cpp's own fitting: what a device has no room for goes there.
+pub(super) fn fitted(run: &RunConfig, forecast: &Forecast, machine: &Machine) -> Option<Lint> {
+    let (message, hint) = beyond_ram(run, forecast, machine, &BTreeMap::new())?;
+    let message = format!("after llama.cpp's own fitting, {message}");
+    Some(Lint { code: BEYOND_RAM.into(), severity: Warning, message, hint: Some(hint) })
+}
+
+/// The lints of a command with what is true of main memory after fitting in the place of what is true of it as written.
+pub(super) fn with_fitted(mut lints: Vec<Lint>, fitted: Option<Lint>) -> Vec<Lint> {
     lints.retain(|lint| lint.code != BEYOND_RAM);
-    lints.extend(beyond_ram(run, forecast, machine, &BTreeMap::new()).map(|(message, hint)| Lint {
-        code: BEYOND_RAM.into(),
-        severity: Warning,
-        message: format!("after llama.cpp's own fitting, {message}"),
-        hint: Some(hint),
-    }));
+    lints.extend(fitted);
     lints.sort_by_key(|lint| lint.severity);
+    lints
 }
 
 /// What reading a command notes, and how bad each is.

@@ -159,14 +159,13 @@ pub struct FitOutcome {
 }
 
 impl FitOutcome {
-    /// With the speed for a turn where one is asked for; `None` where fitting leaves the command as it is.
+    /// `None` where fitting leaves the command as it is.
     fn of(
         model: &Model,
         machine: &Machine,
         run: &RunConfig,
         options: &Options<'_>,
-        lints: &mut Vec<Lint>,
-    ) -> Result<Option<(Self, Option<Speed>)>, memory::Error> {
+    ) -> Result<Option<Refitted>, memory::Error> {
         let Fitted { run: fitted, failure } = fit::fitted(model, machine, run)?;
         let written = numbers(run, &model.hparams).n_ctx;
         let is_same = fitted.overrides == run.overrides && fitted.n_gpu_layers == run.n_gpu_layers;
@@ -184,15 +183,23 @@ impl FitOutcome {
             args.truncate(2);
         }
         let starts = shortfall.is_empty();
-        if starts {
-            lints::fitted(lints, run, &forecast, machine);
-        }
+        let lint = if starts { lints::fitted(run, &forecast, machine) } else { None };
         // A pattern may name a block that has no such tensors, or that does not exist.
         let tensors = model.tensors.iter().zip(&forecast.placement.copies);
         let moved = tensors.filter(|(_, copies)| failure.is_none() && copies.iter().any(|copy| copy.rule.is_some()));
         let moved_blocks = moved.filter_map(|(tensor, _)| tensor.block).collect::<BTreeSet<_>>().len();
-        Ok(Some((Self { starts, n_ctx: forecast.numbers.n_ctx, moved_blocks, args, memory, failure }, speed)))
+        let outcome = Self { starts, n_ctx: forecast.numbers.n_ctx, moved_blocks, args, memory, failure };
+        Ok(Some(Refitted { outcome, speed, lint }))
     }
+}
+
+/// A launch after fitting, with what is told of it beside the document.
+struct Refitted {
+    outcome: FitOutcome,
+    /// For the turn, where one is asked for.
+    speed: Option<Speed>,
+    /// What main memory lacks then.
+    lint: Option<Lint>,
 }
 
 /// What one loaded model, or one context of its own, takes by llama.cpp's own sums.
@@ -356,6 +363,7 @@ pub fn check(
         overrides: &overrides,
         groups: &override_groups,
         shortfall: &shortfall,
+        margin: options.margin,
         refused_caches,
         cache_problem,
     });
@@ -363,12 +371,15 @@ pub fn check(
     let is_short = !shortfall.is_empty();
     // What llama.cpp refuses is not fitted.
     let fit = if run.fit && !is_refused && forecast.is_whole() {
-        FitOutcome::of(model, machine, &launched, &options, &mut lints)?
+        FitOutcome::of(model, machine, &launched, &options)?
     } else {
         None
     };
-    let (fit, fitted) = fit.map_or((None, None), |(fit, speed)| (Some(fit), speed));
-    let is_rescued = fit.as_ref().is_some_and(|fit| fit.starts);
+    let is_rescued = fit.as_ref().is_some_and(|fit| fit.outcome.starts);
+    let (fit, fitted, lint) = fit.map_or((None, None, None), |fit| (Some(fit.outcome), fit.speed, fit.lint));
+    if is_rescued {
+        lints = lints::with_fitted(lints, lint);
+    }
     let is_paged = forecast.mapped.host.is_some() && forecast.devices_short(machine, options.margin).is_empty();
     let is_whole = forecast.is_whole();
     let lacks_parts = is_whole && !forecast.uncounted.is_empty();
@@ -623,7 +634,8 @@ fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<B
     };
     for (_, device) in placement.taking_part(machine) {
         rows.push(row(&format!("{}.rules", device.name), device.backend.known().to_string()));
-        rows.extend(device.budget_note().map(|note| row(&format!("{}{BUDGET}", device.name), note)));
+        rows.extend(device.note(machine.host.ram).map(|note| row(&format!("{}{BUDGET}", device.name), note)));
     }
+    rows.extend(machine.host.note.clone().map(|note| row(&format!("main memory{BUDGET}"), note)));
     rows
 }

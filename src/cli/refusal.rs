@@ -113,8 +113,16 @@ fn named<'a>(command: &'a Command, words: &[OsString]) -> &'a Command {
         .fold(command, |command, word| word.to_str().and_then(|word| command.find_subcommand(word)).unwrap_or(command))
 }
 
-/// What people call the number of requests at once.
-const SLOTS: [&str; 5] = ["--streams", "--slots", "--users", "--concurrency", "--sequences"];
+/// What people write for something that has another name, and that name.
+const MEANT: [(&[&str], &str); 4] = [
+    (
+        &["--streams", "--slots", "--users", "--concurrency", "--sequences"],
+        "`-np N` says how many requests are served at once",
+    ),
+    (&["--context", "--ctx", "--context-length", "--n-ctx"], "`-c N` is the context, in tokens"),
+    (&["--quant", "--quantization", "--quantize", "--q"], "`--as Q4_K_M` gives the answer for another quantization"),
+    (&["--mmap", "--no-mmap", "--mlock"], "`-lm mmap`, `-lm none`, `-lm mlock` say how the file is read"),
+];
 
 /// A flag that a command does not have, and llama.cpp perhaps does.
 fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Refusal> {
@@ -147,8 +155,8 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
         } else {
             of_llama_cpp(typed, flag)
         }
-    } else if takes_model && SLOTS.contains(&typed) {
-        "`-np N` says how many requests are served at once".to_string()
+    } else if let Some((_, hint)) = MEANT.iter().find(|(words, _)| takes_model && words.contains(&typed)) {
+        (*hint).to_string()
     } else {
         let long: Vec<String> = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
         let short = short_flags().filter(|(_, name)| long.iter().any(|long| long == name)).map(|(short, _)| short);

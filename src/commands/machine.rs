@@ -305,6 +305,14 @@ mod tests {
         let args = Described { memory_bandwidth: Some(100.0), ..Described::default() };
         args.describe(&mut calibrated).unwrap();
         assert_eq!((rates(&calibrated).memory, rates(&calibrated).by_thread), (60.0, 7.0));
+        // What a desktop has of channels is known; a server may have fewer modules than channels.
+        for (cpu, ram, note) in [
+            ("Ryzen 7950X", "64G@ddr5-6000", None),
+            ("Ryzen 5600", "32G@ddr4-3600", None),
+            ("EPYC 9374F", "512G@ddr5-4800", Some("12 channels are assumed; for 2, write @ddr5-4800x2")),
+        ] {
+            assert_eq!(host(Some(cpu), None, ram).unwrap().note.as_deref(), note, "{cpu}");
+        }
         let given = host(Some("EPYC 7763"), None, "64G@ddr4-3200x8").unwrap();
         assert_eq!(rates(&given).memory.to_string(), "81.92");
         // What is not known is said, and what was probably meant.
@@ -422,7 +430,7 @@ mod tests {
         let one = of(&["--vram", "24G", "--ram", "256G", "--cpu", "EPYC 9654"]);
         assert!(one.note.is_none() && one.rates.is_none());
         let rates = crate::speed::prices::host_rates(&one);
-        for name in ["2x EPYC 9654", "EPYC 9654 x2"] {
+        for name in ["2x EPYC 9654", "EPYC 9654 x2", "dual EPYC 9654", "2xEPYC9654"] {
             let two = of(&["--vram", "24G", "--ram", "256G", "--cpu", name]);
             assert_eq!([two.cores, two.threads], [one.cores, one.threads].map(|count| count.map(|count| 2 * count)));
             let both = crate::speed::prices::host_rates(&two);

@@ -6,6 +6,7 @@ use crate::ask;
 use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
 use crate::checkup::Severity;
+use crate::checkup::lints::BEYOND_TRAINING;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
@@ -24,7 +25,7 @@ use crate::quantize::WhatIf;
 use crate::report::page::Document as _;
 use crate::run::build::REFERENCE;
 use crate::run::{Dialect, RunConfig};
-use crate::speed::prices::host_rates;
+use crate::speed::prices::{device_rates, host_rates};
 use crate::suggest::Refusal;
 
 #[derive(Debug, clap::Args)]
@@ -194,16 +195,16 @@ fn sweep(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outco
 fn wanted(args: &PlanArgs, asked: Asked, output: &Output) -> anyhow::Result<Outcome> {
     let Asked { model, path, what_if, machine, request } = asked;
     args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
-    let least = || want::want(&model, &path, &machine, &request, (&args.want, bandwidth(args)));
+    let least = || want::want(&model, &path, &machine, &request, (&args.want, &kind_of_ram(args)));
     let mut document = working(output, "planning for other machines", least)?;
     document.model.what_if = what_if;
     output.show(&document)?;
     Ok(if document.is_reachable() { Outcome::Yes } else { Outcome::No })
 }
 
-/// What `--ram SIZE@KIND` says of main memory, GB/s.
-fn bandwidth(args: &PlanArgs) -> Option<f64> {
-    args.options.machine.described.ram?.bandwidth
+/// What `--ram SIZE` is followed by.
+fn kind_of_ram(args: &PlanArgs) -> String {
+    args.options.machine.described.ram.map(|ram| ram.kind()).unwrap_or_default()
 }
 
 /// A weight as it is typed.
@@ -221,10 +222,19 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
         "--weights has {} for {models} models",
         counted(weights as u64, "number")
     );
+    let of_one = |run: &RunConfig| match (&run.mmproj, &run.draft_model) {
+        (Some(_), _) => Some("--mmproj"),
+        (None, Some(_)) => Some("--model-draft"),
+        (None, None) => None,
+    };
+    if let Some(flag) = all.iter().find_map(|asked| of_one(&asked.request.run)) {
+        let hint = "plan them together without it, then that model with what it gets (column `ask with`) and its file after `--`";
+        return Err(Refusal::new(format!("--together: `{flag}` is a file of one model"), hint).into());
+    }
     let machine = args.options.described_machine()?;
     args.options.machine.notes(&machine).iter().for_each(|note| output.say(note));
     let all: Vec<_> = all.into_iter().map(|asked| (asked.model, asked.path, asked.request)).collect();
-    let shared = || ask::together::together(&all, &machine, &args.weights, bandwidth(args));
+    let shared = || ask::together::together(&all, &machine, &args.weights, &kind_of_ram(args));
     let document = working(output, "planning for each share of the machine", shared)?;
     match args.emit {
         None => output.show(&document)?,
@@ -330,7 +340,7 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
     let mut plan = working(output, "planning", || one.plan(args.emit.is_some()))?;
     let Asked { model, machine, request, .. } = one;
     if args.upgrade {
-        let larger = || want::upgrades(&model, &machine, &request, bandwidth(args));
+        let larger = || want::upgrades(&model, &machine, &request, &kind_of_ram(args));
         plan.upgrades = working(output, "planning for larger machines", larger)?;
         if plan.upgrades.is_empty() {
             output.say(
@@ -352,8 +362,12 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
             for warning in plan.warnings.iter().filter(|warning| of_machine.contains(&&*warning.code)) {
                 output.say(&format!("note: {}", warning.message));
             }
-            for lint in plan.check.lints.iter().filter(|lint| lint.severity == Severity::Error) {
-                output.say(&format!("error: {}", lint.message));
+            for lint in &plan.check.lints {
+                if lint.severity == Severity::Error {
+                    output.say(&format!("error: {}", lint.message));
+                } else if lint.code == BEYOND_TRAINING {
+                    output.say(&format!("warning: {}", lint.message));
+                }
             }
             for (device, over) in &plan.check.shortfall {
                 output.say(&format!("warning: {device} is {over} over its budget"));
@@ -365,10 +379,25 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         }
         (None, _) => output.show(&plan)?,
     }
-    if let Some(note) = guessed(&plan).filter(|_| output.format() != Format::Json) {
-        output.say(&note);
+    if output.format() != Format::Json {
+        guessed(&plan).into_iter().chain(slots(&plan)).for_each(|note| output.say(&note));
     }
     Ok(check::outcome(&plan.check))
+}
+
+/// The slots that a plan's copies are predicted for, where nobody said or measured them.
+fn slots(plan: &Plan) -> Option<String> {
+    let run = &plan.check.run;
+    let copies = plan.placement.routed_expert_bytes_on_host > Bytes(0) && run.op_offload && run.n_ubatch >= 32;
+    let is_unknown = |device: &&Device| {
+        !device.integrated && device.rates.is_none() && !matches!(device.backend, Backend::Rpc | Backend::Metal)
+    };
+    let device = plan.machine.devices.iter().find(is_unknown).filter(|_| copies)?;
+    let rate = device_rates(device).pinned;
+    Some(format!(
+        "note: prompts are predicted for a slot that copies {rate:.0} GB/s to {}; --pcie 4x8 (generation and lanes) describes another",
+        device.name
+    ))
 }
 
 /// What is guessed of main memory that a plan reads experts from.

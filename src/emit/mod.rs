@@ -11,7 +11,7 @@ pub(crate) mod embedded;
 mod forms;
 
 use crate::bytes::Bytes;
-use crate::machine::{Backend, Machine};
+use crate::machine::{Backend, Device, Machine};
 use crate::memory;
 use crate::model::Model;
 use crate::placement;
@@ -121,7 +121,12 @@ impl Launch {
 
 /// The plan in the form wished for.
 pub fn render(model: &Model, plan: &Plan, wish: Wish) -> Result<Emitted, Error> {
-    emit(model, &plan.machine, &command_of(plan)?.1, wish)
+    let mut emitted = emit(model, &plan.machine, &command_of(plan)?.1, wish)?;
+    if wish.form == Form::PowerShell {
+        let left = |device: &Device| Some(format!("{}: {}", device.name, device.system_note()?));
+        emitted.notes.extend(plan.machine.devices.iter().filter_map(left));
+    }
+    Ok(emitted)
 }
 
 /// A plan's command, and what the llama-server that it is for makes of it.

@@ -86,6 +86,13 @@ pub fn full_name(name: &str) -> String {
         return name.to_string();
     }
     let lower = name.to_ascii_lowercase();
+    // `EPYC9354`.
+    if let Some(number) = lower.strip_prefix("epyc").or_else(|| lower.strip_prefix("threadripper"))
+        && number.starts_with(|c: char| c.is_ascii_digit())
+        && let Some(series) = name.get(..name.len() - number.len())
+    {
+        return format!("{series} {number}");
+    }
     let words = || lower.split(|c: char| !c.is_ascii_alphanumeric());
     let is_ryzen = words().any(|word| {
         matches!(word.strip_prefix("ryzen").or_else(|| word.strip_prefix('r')), Some("3" | "5" | "7" | "9"))
@@ -207,6 +214,7 @@ mod tests {
             ("R9 5900X", "Ryzen R9 5900X", Some(12)),
             ("ryzen9 5900x", "Ryzen ryzen9 5900x", Some(12)),
             ("R7 7700", "Ryzen R7 7700", Some(8)),
+            ("EPYC9354", "EPYC 9354", Some(32)),
             ("AI Max 395", "AI Max 395", Some(16)),
             ("Core Ultra 7 258V", "Core Ultra 7 258V", Some(8)),
             ("Ryzen 7 5800X3D", "Ryzen 7 5800X3D", Some(8)),

@@ -24,6 +24,10 @@ pub struct Target {
     pub device: Option<u16>,
     /// The alignment of its compute buffer.
     pub alignment: u64,
+    /// The largest single buffer that it computes in.
+    pub max_chunk: u64,
+    /// Whether its products repeat weights along the last dimension.
+    pub repeats: bool,
     /// Whether it stands for all devices of `-sm tensor` (`ggml/src/ggml-backend-meta.cpp`): it neither fuses nor asks for
     /// operations on weights of the host.
     pub is_meta: bool,
@@ -33,11 +37,6 @@ impl Target {
     /// What sizes in its compute buffer are padded to.
     pub fn alignment(&self) -> u64 {
         self.alignment
-    }
-
-    /// The largest single compute buffer.
-    pub fn max_chunk(&self) -> u64 {
-        self.backend.max_buffer().0
     }
 
     fn is_cuda(&self) -> bool {
@@ -92,7 +91,7 @@ impl Target {
                 });
                 !reads_elsewhere && cuda_supports(tensors, tensor)
             }
-            Some(_) if self.backend == Backend::Vulkan => vulkan::supports(tensors, tensor),
+            Some(_) if self.backend == Backend::Vulkan => vulkan::supports(tensors, tensor, self.repeats),
             // SYCL, CANN and OpenCL have no such kernel (b12032).
             Some(_) if tensor.op == Op::TopKMask => matches!(self.backend, Backend::Metal | Backend::Rpc),
             _ => true,
@@ -263,7 +262,14 @@ mod tests {
     use super::super::graph::tensor::{Draft, Graph, Id};
     use super::*;
 
-    const CUDA: Target = Target { backend: Backend::Cuda, device: Some(0), alignment: 128, is_meta: false };
+    const CUDA: Target = Target {
+        backend: Backend::Cuda,
+        device: Some(0),
+        alignment: 128,
+        max_chunk: u64::MAX,
+        repeats: true,
+        is_meta: false,
+    };
 
     /// Attention of 512 tokens with 32 heads to a cache of 1024 cells with 4, both of this type.
     fn attention(head: u64, ty: &str) -> (Graph, Id) {

@@ -58,7 +58,10 @@ impl Cache {
                 (always && *head == u64::from(hparams.indexer_head_size))
                     || (self.type_k.is_quantized && head.is_multiple_of(64))
             };
-            return [head.filter(is_turned).map(rot_size), None];
+            // minimax-m3's indexer keeps values that nothing reads.
+            let has_values = self.layers.iter().any(|layer| layer.n_embd_v > 0) && self.type_v.is_quantized;
+            let is_wide = || hparams.layers.first().is_some_and(|layer| layer.n_embd_head_v.is_multiple_of(64));
+            return [head.filter(is_turned).map(rot_size), (has_values && is_wide()).then_some(64)];
         }
         if !matches!(self.kind, CacheKind::Base | CacheKind::Swa) {
             return [None; 2];

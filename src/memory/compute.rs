@@ -16,6 +16,8 @@ use crate::machine::Backend;
 use crate::placement::{Placement, by_size};
 use crate::run::{ContextNumbers, FlashAttn, Rules, SplitMode};
 
+/// The most bytes of one tensor that any driver takes without 64-bit indexing.
+pub const VULKAN_LONGEST: u64 = super::vulkan::LONGEST;
 /// The largest buffer of the Vulkan driver that takes least, AMD's own. A driver without 64-bit indexing takes less than 4 GiB
 /// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
 /// `ggml_backend_vk_device_supports_op`, b11434).
@@ -36,7 +38,8 @@ pub struct Compute {
     pub is_pipelined: bool,
     /// Kernels that a graph of the target starts.
     pub kernels: usize,
-    /// The largest result of an operation on a Vulkan device, where that is more than every driver takes ([`VULKAN_BUFFER`]).
+    /// The largest result of an operation on a Vulkan device, or of one that is too long for it, where that is more than every driver takes
+    /// ([`VULKAN_BUFFER`]).
     pub beyond_vulkan: Option<Bytes>,
     /// What a projector takes beside it, where that was counted.
     pub projector: Option<super::Projector>,
@@ -165,6 +168,7 @@ impl<'a> Context<'a> {
     }
 
     fn scheduler(&self) -> Scheduler {
+        let rules = self.launch.run.rules();
         let device = |index: &u16| {
             let device = self.launch.machine.device(*index)?;
             let is_meta = self.placement.shares.is_some();
@@ -172,15 +176,23 @@ impl<'a> Context<'a> {
                 backend: device.backend,
                 device: Some(*index),
                 alignment: device.backend.alignment(),
+                max_chunk: device.backend.max_buffer().0,
+                repeats: rules.vulkan_repeats,
                 is_meta,
             })
         };
         let mut targets: Vec<Target> = self.placement.devices.iter().filter_map(device).collect();
         // The CPU computes in pinned memory of the first device (`src/llama-context.cpp`, "use the host buffer of the first device").
-        let alignment = targets.first().map_or(Backend::Cpu.alignment(), |first| first.backend.host_alignment());
-        targets.push(Target { backend: Backend::Cpu, device: None, alignment, is_meta: false });
+        let first = targets.first().map_or(Backend::Cpu, |first| first.backend);
+        targets.push(Target {
+            backend: Backend::Cpu,
+            device: None,
+            alignment: if targets.is_empty() { first.alignment() } else { first.host_alignment() },
+            repeats: true,
+            max_chunk: if first.is_cuda_source() { rules.pinned_buffer } else { u64::MAX },
+            is_meta: false,
+        });
         let several = self.placement.devices.len() > 1;
-        let rules = self.launch.run.rules();
         let has_events = targets.iter().all(|target| match target.backend {
             Backend::Rpc => rules.rpc_pipelines,
             backend => backend.may_pipeline(),

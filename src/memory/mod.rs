@@ -597,16 +597,12 @@ impl Forecast {
 
     /// By how much each device, with `margin` left free, and `Host` are over their budgets; empty where the launch fits.
     ///
-    /// Where main memory is short, what devices without memory of their own are over is a part of that, told once.
+    /// A device without memory of its own may be over what its system lets it use, while main memory has room, or is short as well.
     pub fn shortfall(&self, machine: &Machine, margin: Bytes) -> BTreeMap<String, Bytes> {
         let mut shortfall = self.devices_short(machine, margin);
         let needed = self.in_main_memory(machine) + self.host_needs.least();
         let over = machine.host.ram.map(|ram| needed.saturating_sub(ram)).filter(|over| *over > Bytes(0));
-        if let Some(over) = over {
-            let shared = machine.devices.iter().filter(|device| device.integrated);
-            let of_shared: Bytes = shared.filter_map(|device| shortfall.remove(&device.name)).sum();
-            shortfall.insert(HOST.to_string(), over.max(of_shared));
-        }
+        shortfall.extend(over.map(|over| (HOST.to_string(), over)));
         shortfall
     }
 

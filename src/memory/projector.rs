@@ -139,7 +139,14 @@ pub fn encoder_memory(
     home: Option<(u16, Backend)>,
     flash_attn: FlashAttn,
 ) -> Result<EncoderMemory, graph::Error> {
-    let target = |backend: Backend, device| Target { backend, device, alignment: backend.alignment(), is_meta: false };
+    let target = |backend: Backend, device| Target {
+        backend,
+        device,
+        alignment: backend.alignment(),
+        max_chunk: backend.max_buffer().0,
+        repeats: RunConfig::default().rules().vulkan_repeats,
+        is_meta: false,
+    };
     let own = home.map(|(at, backend)| target(backend, Some(at)));
     let targets: Vec<_> = own.into_iter().chain([target(Backend::Cpu, None)]).collect();
     let scheduler = Scheduler {

@@ -32,7 +32,8 @@ pub struct Scheduled {
     pub n_splits: usize,
     /// Whether all that is bound to a device is there, although it was forgotten.
     pub is_kept: bool,
-    /// Bytes of the largest result of an operation on each target.
+    /// Bytes of the largest result of an operation on each target, or of one that reads what the target holds and runs elsewhere because the
+    /// target does not run it.
     pub largest: Vec<u64>,
 }
 
@@ -64,17 +65,12 @@ impl Scheduler {
     /// `ggml_backend_sched_reserve_size` resets the scheduler first; the launch's own `ggml_backend_sched_reserve` does not.
     pub fn reserve(&self, graph: &mut Graph, is_projection: bool) -> Scheduled {
         let bound = if is_projection { std::mem::take(&mut graph.pinned) } else { Vec::new() };
-        let mut scheduling = self.split(graph);
+        let (mut scheduling, largest) = self.split(graph);
         let n_splits = scheduling.splits.len();
         let is_kept = bound.iter().all(|(id, target)| scheduling.target_of[id.index()] == Some(*target));
-        let mut largest = vec![0; self.targets.len()];
-        for id in &scheduling.graph.nodes {
-            let of_target = &mut largest[scheduling.target(*id)];
-            *of_target = scheduling.graph.tensor(*id).bytes().max(*of_target);
-        }
         let [nodes, leafs] = scheduling.with_copies();
         let mut buffers: Vec<_> =
-            self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk())).collect();
+            self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk)).collect();
         let tensors = graph.tensors.as_slice();
         let alloc_size = |buffer: usize, tensor: &Tensor| {
             self.targets[buffer].alloc_size(tensors, tensor, self.rules.attention_copies)
@@ -115,15 +111,17 @@ impl Scheduler {
         scheduling
     }
 
-    fn split<'a>(&'a self, graph: &'a mut Graph) -> Scheduling<'a> {
+    /// The graph cut into splits, and [`Scheduled::largest`], which is seen before tensors are copied between backends.
+    fn split<'a>(&'a self, graph: &'a mut Graph) -> (Scheduling<'a>, Vec<u64>) {
         let mut scheduling = self.assign(graph);
+        let largest = scheduling.largest();
         scheduling.cut();
         if self.pipeline && self.rules.copies_unused_inputs {
             for i in 0..scheduling.graph.leafs.len() {
                 scheduling.copy_input(scheduling.graph.leafs[i]);
             }
         }
-        scheduling
+        (scheduling, largest)
     }
 
     fn cpu(&self) -> usize {
@@ -136,6 +134,26 @@ impl Scheduler {
 }
 
 impl Scheduling<'_> {
+    /// [`Scheduled::largest`].
+    fn largest(&self) -> Vec<u64> {
+        let targets = &self.scheduler.targets;
+        let mut largest = vec![0; targets.len()];
+        for id in &self.graph.nodes {
+            let (here, tensor) = (self.target(*id), self.graph.tensor(*id));
+            let read = tensor.sources().iter().filter_map(|source| match self.graph.held(*source) {
+                Held::Weight(Buffer::Device(at)) | Held::Cache(Buffer::Device(at)) => {
+                    targets.iter().position(|target| target.device == Some(at))
+                }
+                _ => None,
+            });
+            let refusing = read.filter(|at| *at != here && !targets[*at].supports_op(&self.graph.tensors, tensor));
+            for target in refusing.chain([here]) {
+                largest[target] = tensor.bytes().max(largest[target]);
+            }
+        }
+        largest
+    }
+
     fn tensor(&self, id: Id) -> Tensor {
         *self.graph.tensor(id)
     }
@@ -447,7 +465,14 @@ mod tests {
 
     fn target(device: Option<u16>) -> Target {
         let backend = if device.is_some() { Backend::Cuda } else { Backend::Cpu };
-        Target { backend, device, alignment: backend.alignment(), is_meta: false }
+        Target {
+            backend,
+            device,
+            alignment: backend.alignment(),
+            max_chunk: backend.max_buffer().0,
+            repeats: true,
+            is_meta: false,
+        }
     }
 
     fn scheduler(n_devices: u16, pipeline: bool) -> Scheduler {

@@ -1,7 +1,7 @@
 //! What Vulkan runs, and the order that it gives to the nodes of a part of the graph.
 //!
 //! Source: `ggml/src/ggml-vulkan/ggml-vulkan.cpp` `ggml_vk_graph_optimize` and `ggml_backend_vk_device_supports_op`,
-//! `ggml-vulkan-types.h`, llama.cpp b11434.
+//! `ggml-vulkan-types.h`, llama.cpp b11434 and b12032.
 
 use std::collections::HashSet;
 use std::mem::discriminant;
@@ -285,14 +285,15 @@ impl Order<'_> {
 }
 
 /// The longest tensor that a shader reads (`maxStorageBufferRange` of AMD's, NVIDIA's and most of Intel's drivers).
-const LONGEST: u64 = u32::MAX as u64;
+pub const LONGEST: u64 = u32::MAX as u64;
 
 fn is_float(tensor: &Tensor) -> bool {
     matches!(tensor.ty.name, "f32" | "f16")
 }
 
-/// Whether it can run an operation. Of what a device may lack, all is assumed to be there.
-pub fn supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
+/// Whether it can run an operation. Of what a device may lack, all is assumed to be there. `repeats`: products repeat weights along the
+/// last dimension.
+pub fn supports(tensors: &[Tensor], tensor: &Tensor, repeats: bool) -> bool {
     let src = |i: usize| tensor.sources().get(i).map(|id| &tensors[id.index()]);
     let is_long = |t: &Tensor| t.bytes() > LONGEST;
     if is_long(tensor) || tensor.sources().iter().any(|id| is_long(&tensors[id.index()])) {
@@ -305,7 +306,7 @@ pub fn supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
         Op::Unary(_) | Op::Sqr | Sqrt | Clamp => is_float(a) && tensor.ty == a.ty,
         Op::Glu(_) => is_float(a) && tensor.ty == a.ty && src(1).is_none_or(|b| b.ty == a.ty),
         MulMatId if tensor.param != 0 => false,
-        MulMat => src(1).is_some_and(|b| a.ne[3] == b.ne[3] && multiplies(a, b)),
+        MulMat => src(1).is_some_and(|b| (repeats || a.ne[3] == b.ne[3]) && multiplies(a, b)),
         MulMatId => src(1).zip(src(2)).is_some_and(|(b, ids)| ids.ne[3] == b.ne[3] && multiplies(a, b)),
         Op::FlashAttnExt => src(1).zip(src(2)).is_some_and(|(k, v)| attends(a, k, v)),
         GetRows => !matches!(a.ty.name, "q8_1" | "q8_K" | "i64" | "f64" | "i16" | "i8"),

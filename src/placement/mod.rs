@@ -84,10 +84,14 @@ impl Placement {
         self.copies.iter().flatten().filter(|copy| copy.buffer == Buffer::HostPinned).map(|copy| copy.bytes).sum()
     }
 
-    /// Whether they get it. A buffer that cannot be pinned is pageable as a whole, and all of them are one buffer (`ggml-cuda.cu`
-    /// `ggml_backend_cuda_host_buffer_type_alloc_buffer`, whose `get_max_size` has no limit; b11434).
-    pub fn can_pin(&self, machine: &Machine) -> bool {
-        machine.host.pinnable().is_none_or(|most| self.pinned() <= most)
+    /// The share of them that gets it. A buffer that cannot be pinned is pageable as a whole (`ggml-cuda.cu`
+    /// `ggml_backend_cuda_host_buffer_type_alloc_buffer`): in older builds all of them are one buffer.
+    pub fn pinned_share(&self, machine: &Machine, rules: Rules) -> f64 {
+        let pinned = self.pinned();
+        match machine.host.pinnable().filter(|most| pinned > *most) {
+            None => 1.0,
+            Some(most) => Bytes(most.0 / rules.pinned_buffer * rules.pinned_buffer).in_mib() / pinned.in_mib(),
+        }
     }
 
     pub fn experts<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (&'a Tensor, &'a Copy)> {
@@ -195,7 +199,7 @@ impl Hint for Error {
                 let is_same = |other: &&str| !number(name).is_empty() && number(other) == number(name);
                 match known.split(", ").find(is_same) {
                     Some(other) => format!(
-                        "here it is `{other}`; for a machine with {name}, describe it before `--`: --device {name}=SIZE"
+                        "here it is `{other}`; for a machine with {name}, write --device {name}=SIZE before `--`, in place of --vram or --gpu"
                     ),
                     None => format!("describe it before `--`: --device {name}=SIZE, or --vram SIZE,SIZE"),
                 }
@@ -380,7 +384,8 @@ impl Law<'_> {
                 if tied && tensor.name == "token_embd.weight" {
                     let output = self.copy(tensor, Op::MulMat, self.output(), rule);
                     // The second creation finds the first one where both are in the same buffer type.
-                    if tensors::output_comes_first(self.model) || copies.iter().all(|copy| copy.buffer != output.buffer)
+                    if tensors::output_comes_first(self.model, self.run)
+                        || copies.iter().all(|copy| copy.buffer != output.buffer)
                     {
                         copies.push(output);
                     }

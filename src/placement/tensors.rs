@@ -129,8 +129,8 @@ pub(super) fn is_tied(model: &Model) -> bool {
 }
 
 /// Whether a tied output never shares the token embedding's copy.
-pub(super) fn output_comes_first(model: &Model) -> bool {
-    model.hparams.arch().output == Output::TiedFirst
+pub(super) fn output_comes_first(model: &Model, run: &RunConfig) -> bool {
+    model.hparams.arch().output == Output::TiedFirst && !run.rules().embeds_first
 }
 
 /// Whether the output matrix serves as the token embedding too (`src/models/codeshell.cpp`).

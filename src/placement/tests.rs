@@ -3,7 +3,7 @@
 use super::*;
 use crate::gguf::{ByteOrder, GgmlType, Gguf, Header, ModelFile, TensorInfo, Value};
 use crate::machine::{Host, Isa};
-use crate::run::{LoadMode, Override, SplitMode};
+use crate::run::{LoadMode, Override, SplitMode, Target};
 
 /// A model of four blocks with experts; `extra` tensors are (name, type, shape), `keys` are added to the metadata.
 fn model(architecture: &str, extra: &[(&str, &str, [u64; 4])], keys: &[(&str, u64)]) -> Model {
@@ -93,7 +93,7 @@ fn layers_leave_the_host_from_the_output_down() {
 #[test]
 fn of_older_builds_the_output_leaves_the_host_last() {
     let (model, machine) = (model("llama", &[], &[]), machine(&["CUDA0=8G"]));
-    let target = crate::run::Target { build: 6699, ..crate::run::Target::default() };
+    let target = Target { build: 6699, ..Target::default() };
     let (h, a) = (None, Some(0));
     for (n_gpu_layers, expected) in [(1, [h, h, h, a, h]), (4, [a, a, a, a, h]), (5, [a, a, a, a, a])] {
         let run = RunConfig { target, n_gpu_layers, ..run(&[]) };
@@ -138,15 +138,18 @@ fn rpc_devices_are_those_of_the_servers_that_are_named() {
 #[test]
 fn a_tied_embedding_exists_twice_unless_both_are_in_one_buffer() {
     let (gpu, host) = (machine(&["CUDA0=8G"]), machine(&[]));
-    let embedding = |model: &Model, machine: &Machine| {
-        let run = RunConfig { repack: false, ..run(&[]) };
+    let embedding_of = |build: u32, model: &Model, machine: &Machine| {
+        let target = Target { build, ..Target::default() };
+        let run = RunConfig { repack: false, target, ..run(&[]) };
         buffers_of(model, &place(model, machine, &run).unwrap(), "token_embd.weight")
     };
+    let embedding = |model: &Model, machine: &Machine| embedding_of(11434, model, machine);
     let tied = model("llama", &[], &[]);
     assert_eq!(embedding(&tied, &gpu), [Buffer::HostPinned, Buffer::Device(0)]);
     assert_eq!(embedding(&tied, &host), [Buffer::Cpu]);
     let gemma = model("gemma4", &[], &[]);
     assert_eq!(embedding(&gemma, &host), [Buffer::Cpu, Buffer::Cpu]);
+    assert_eq!(embedding_of(12032, &gemma, &host), [Buffer::Cpu]);
     let own = model("llama", &[("output.weight", "q6_K", [1024, 512, 1, 1])], &[]);
     assert_eq!(embedding(&own, &gpu), [Buffer::HostPinned]);
 }

@@ -1,7 +1,7 @@
 //! The choices around the search: the context, devices, the split of layers, load mode, cache types, what leaves when experts are
 //! exhausted, the expert cache, and which servers a plan has a use for.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
@@ -50,6 +50,7 @@ impl Problem<'_> {
         }
         if levers.expert_cache
             && let Some(cached) = self.with_expert_cache(&best)?
+            && cached.lack() <= best.lack()
             && self.is_better(&cached, &best, WORTH)
         {
             best = cached;
@@ -67,7 +68,9 @@ impl Problem<'_> {
         let (host, levers) = (&self.machine.host, self.request.levers);
         // `-t`, where the host was described well enough to know better than llama.cpp, which takes the physical cores.
         let counts = [host.cores.map(|n| n / 2), host.cores, host.threads].into_iter().flatten();
-        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && levers.threads && host.rates.is_some()).collect();
+        // What a thread does is known where it was measured only.
+        let is_measured = host.rates.as_ref().is_some_and(|rates| !rates.by_thread.is_nan());
+        let counts: BTreeSet<u32> = counts.filter(|n| *n > 0 && levers.threads && is_measured).collect();
         for count in counts {
             let run = RunConfig { n_threads: Some(count), ..candidate.run.clone() };
             let estimate = self.estimate(&run, &candidate.forecast.placement, &candidate.forecast);
@@ -172,23 +175,37 @@ impl Problem<'_> {
         }
         // Read into memory, host weights are pinned and copied at the bus's full rate; mapped, they need not fit.
         let read = self.solve_tiers(&with(LoadMode::None))?;
-        let maps_more = |mapped: &Candidate| !mapped.forecast.mapped.devices.is_empty();
-        if read.shortfall.contains_key(HOST) {
-            let mapped = self.solve_tiers(&with(LoadMode::Auto))?;
-            // Where a device holds the map as well, it is no way out of too little main memory.
-            let is_worse = maps_more(&mapped) && mapped.missing() > read.missing();
-            return Ok(if is_worse { read } else { mapped });
-        }
-        // The same launch mapped: tensors move between kinds of host memory, and compute stays as it is.
-        let run = RunConfig { load_mode: LoadMode::Auto, ..read.run.clone() };
-        let placement = placement::place(self.model, self.machine, &run)?;
-        let compute = read.forecast.compute();
-        let forecast = Launch::new(self.model, self.machine, &run).forecast(placement, Some(&compute))?;
-        let mapped = self.candidate(run, forecast);
+        let is_host_short = read.shortfall.contains_key(HOST);
+        let mapped = if is_host_short || read.is_host_tight {
+            // What has no room pinned may have it mapped: with a larger micro-batch, for example.
+            self.solve_tiers(&with(LoadMode::Auto))?
+        } else {
+            // The same launch mapped: tensors move between kinds of host memory, and compute stays as it is.
+            let run = RunConfig { load_mode: LoadMode::Auto, ..read.run.clone() };
+            let placement = placement::place(self.model, self.machine, &run)?;
+            let compute = read.forecast.compute();
+            let forecast = Launch::new(self.model, self.machine, &run).forecast(placement, Some(&compute))?;
+            self.candidate(run, forecast)
+        };
         // A device that uses the mapped file in place holds what lies between its tensors as well.
-        // By however little: mapped files are copied at 7 GB/s on some hosts and at 30 on others, pinned memory at the slot's speed on all.
-        let is_better = !self.leaves_nothing(&read) && (maps_more(&mapped) || self.is_better(&read, &mapped, 0.0));
-        Ok(if is_better || (read.fits() && !mapped.fits()) { read } else { mapped })
+        let maps_more = !mapped.forecast.mapped.devices.is_empty();
+        let is_better = match (read.fits(), mapped.fits()) {
+            // There a map is no way out of too little main memory either.
+            (false, false) if is_host_short => maps_more && mapped.missing() > read.missing(),
+            // By however little: mapped files are copied at 7 GB/s on some hosts and at 30 on others, pinned memory at the slot's speed
+            // on all.
+            (true, true) | (false, false) => {
+                !self.leaves_nothing(&read) && (maps_more || self.is_better(&read, &mapped, 0.0))
+            }
+            (fits, _) => fits,
+        };
+        let best = if is_better { read } else { mapped };
+        if !best.shortfall.contains_key(HOST) || best.forecast.placement.is_mapped {
+            return Ok(best);
+        }
+        // Beside graphics of main memory `auto` maps nothing, and what is mapped need not be pinned.
+        let mapped = self.solve_tiers(&with(LoadMode::Mmap))?;
+        Ok(if mapped.missing() < best.missing() { mapped } else { best })
     }
 
     /// Routed experts leave first; then dense feed-forward tensors and shared experts, the output, whole layers.
@@ -211,13 +228,13 @@ impl Problem<'_> {
         }
         // Of what fits the cheapest, for which of these must leave depends on the model; of what does not, the least short.
         let keep = |best: &mut Candidate, other: Candidate| {
-            let is_better = match (best.devices_fit(), other.devices_fit()) {
-                (true, true) => self.is_better(&other, best, WORTH),
-                (false, false) => other.missing() < best.missing(),
-                (_, other_fits) => other_fits,
+            let is_better = match other.lack().cmp(&best.lack()) {
+                Ordering::Equal if best.devices_fit() => self.is_better(&other, best, WORTH),
+                Ordering::Equal => other.missing() < best.missing(),
+                order => order.is_lt(),
             };
             if is_better {
-                *best = other;
+                *best = Candidate { is_host_tight: best.is_host_tight, ..other };
             }
         };
         let experts_moved = experts.run(run, &experts.nothing());

@@ -155,7 +155,11 @@ impl Subject<'_> {
     fn with_cache(&self) -> Result<Vec<Alternative>, Error> {
         let (problem, target) = (self.problem, self.problem.request.run.target);
         let is_asked = problem.request.explain && target.dialect != Dialect::Ik;
-        if self.candidate.run.moe_cache_mib > 0 || !(is_asked || target.has_expert_cache()) {
+        // A copy in the same memory gains nothing.
+        if problem.machine.is_unified()
+            || self.candidate.run.moe_cache_mib > 0
+            || !(is_asked || target.has_expert_cache())
+        {
             return Ok(Vec::new());
         }
         let first = spelling("--moe-cache-mib").map_or(target.build, |(flag, _)| flag.since);
@@ -173,12 +177,12 @@ impl Subject<'_> {
         let Problem { model, request, .. } = self.problem;
         let own = Some(model.hparams.context_length).filter(|own| *own > 0);
         let usual = LADDER.into_iter().filter(|tokens| own.is_none_or(|own| *tokens < own));
+        let (machine, this) = (self.problem.machine, self.candidate);
         let planned = |tokens: u32| {
             let n_ctx = tokens.saturating_mul(request.slots());
             let request = Request { context: ContextChoice::Fixed(n_ctx), ..(*request).clone() };
-            let problem = Problem { request: &request, ..self.problem.clone() };
-            let is_this = n_ctx == self.candidate.run.n_ctx;
-            let candidate = if is_this { self.candidate.clone() } else { super::solve_with(&problem).ok()? };
+            let problem = request.problem(model, machine);
+            let candidate = if n_ctx == this.run.n_ctx { this.clone() } else { super::solve_with(&problem).ok()? };
             Some(Rung {
                 n_ctx,
                 fits: candidate.fits(),
@@ -193,7 +197,7 @@ impl Subject<'_> {
             |tokens: &u32| self.candidate.fits() || tokens.saturating_mul(request.slots()) <= self.candidate.run.n_ctx;
         let has_room = |tokens: &u32| *tokens >= request.turn.tokens();
         let asked = |tokens: &u32| !request.is_pinned() && has_room(tokens) && may_fit(tokens);
-        usual.chain(own).filter(asked).filter_map(planned).collect()
+        each_at_once(usual.chain(own).filter(asked).collect(), planned).into_iter().flatten().collect()
     }
 
     /// What the same request gives with one more wish; `None` where llama.cpp would refuse the launch. `words` ask for it; they say the
@@ -456,6 +460,28 @@ impl Subject<'_> {
         let note = format!("more memory: {}", wanted.join(" and "));
         candidate.fits().then(|| self.alternative(words.join(" "), &candidate, &note))
     }
+}
+
+/// What each gives, in their order; all are worked on at a time where there are threads, which a browser's module has none of.
+fn each_at_once<T: Send>(all: Vec<u32>, work: impl Fn(u32) -> T + Sync) -> Vec<T> {
+    if cfg!(target_family = "wasm") {
+        return all.into_iter().map(work).collect();
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all
+            .into_iter()
+            .map(|of| {
+                scope.spawn({
+                    let work = &work;
+                    move || work(of)
+                })
+            })
+            .collect();
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, T>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(joined).collect()
+    })
 }
 
 /// Contexts of the ladder beside the model's own, in tokens.

@@ -85,9 +85,12 @@ pub struct Checked {
     /// The least `--n-cpu-moe` with which a command fits that does not; absent where it fits, and where other rules place experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_cpu_moe: Option<u32>,
-    /// What the planner makes of the same model with the same context; absent where that was not asked, or nothing fits.
+    /// What the planner makes of the same model with the same context; absent where that was not asked, or where `no_plan` says why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Beside>,
+    /// Why there is no plan beside the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_plan: Option<String>,
 }
 
 /// The plan beside a command that was checked.
@@ -98,6 +101,9 @@ pub struct Beside {
     pub asked: String,
     /// The planned command with the flags of the other that decide nothing here, quoted for a shell; untrusted text.
     pub command: String,
+    /// Those flags, which `moeplan plan` does not take, quoted for a shell; untrusted text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undecided: Option<String>,
     pub memory: BTreeMap<String, checkup::Row>,
     pub speed: Speed,
     /// The predicted time of the turn, in seconds.
@@ -388,16 +394,6 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         warn("device-not-used", message, "-ts gives each device a share of the layers");
     }
     let trained = model.hparams.context_length;
-    if let ContextChoice::Fixed(n_ctx) = request.context
-        && trained > 0
-        && n_ctx / request.slots() > trained
-    {
-        let message = format!(
-            "-c {n_ctx} is longer than the context that the model was trained on, {} tokens",
-            thousands(trained.into())
-        );
-        warn("context-beyond-training", message, "-c max stays within it");
-    }
     let numbers = &candidate.forecast.numbers;
     let (slot, tokens) = (numbers.n_ctx_seq, request.turn.tokens());
     if tokens > slot {
@@ -435,8 +431,10 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         );
         warn("main-memory-unknown", message, "give --ram SIZE; or -lm auto, which maps the file and is slower");
     }
-    // What stays in the mapped file and does not fit into main memory comes from the disk.
-    if let Some(missing) = candidate.shortfall.get(HOST).filter(|_| candidate.forecast.placement.is_mapped) {
+    // What stays in the mapped file and does not fit into main memory comes from the disk; caches and buffers do not.
+    let mapped = candidate.forecast.memory.get(HOST).filter(|_| candidate.forecast.placement.is_mapped);
+    let is_read_again = |missing: &&Bytes| mapped.is_some_and(|host| **missing <= host.model);
+    if let Some(missing) = candidate.shortfall.get(HOST).filter(is_read_again) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );
@@ -456,8 +454,14 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     if candidate.run.cache_ram != request.run.cache_ram
         && let Some(mib) = candidate.run.cache_ram
     {
-        let message = format!("main memory has room for {mib} MiB of prompt cache, not for llama-server's 8192");
-        warn("prompt-cache", message, "--cache-ram N overrides this");
+        let message = format!(
+            "the plan sets --cache-ram {mib}: main memory has no room for all of llama-server's prompt cache of 8192 MiB"
+        );
+        warn(
+            "prompt-cache",
+            message,
+            "more main memory or a shorter context leaves more; a --cache-ram of your own is kept",
+        );
     }
     warnings
 }

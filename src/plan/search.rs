@@ -9,7 +9,7 @@
 //! would.
 
 use std::cell::Cell;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeSet;
 
 use super::patterns::{self, TensorSet, key};
@@ -17,10 +17,10 @@ use super::solver::{Candidate, Objective, Problem, Strategy, TIE};
 use crate::bytes::Bytes;
 use crate::machine::Device;
 use crate::memory::compute::Compute;
-use crate::memory::{self, Error, Forecast, MemoryBreakdown, MemoryByDevice};
+use crate::memory::{self, Error, Forecast, HOST, MemoryBreakdown, MemoryByDevice};
 use crate::placement::{self, Buffer, Placement};
 use crate::rules::Role;
-use crate::run::{FlashAttn, RunConfig, numbers, on_host};
+use crate::run::{FlashAttn, LoadMode, RunConfig, numbers, on_host};
 use crate::speed::Estimate;
 
 /// Micro-batches to choose from, in tokens.
@@ -85,6 +85,8 @@ struct Draft {
     bound: f64,
     /// Memory with everything on the devices: the compute that is left where nothing has to be copied.
     least: MemoryByDevice,
+    /// By how much main memory is short, as far as a draft tells.
+    host_short: Bytes,
 }
 
 /// A way of sharing the layers, and what may move on it.
@@ -325,17 +327,25 @@ impl<'a> Stage<'a> {
         found
     }
 
-    /// The best launch of `setting` that fits the devices; where none does, the one that is least short.
+    /// The best launch of `setting` that fits; where none does, the best of those that are short of main memory alone; else the one that
+    /// is least short.
     ///
-    /// Drafts are judged in the order of what they promise, until none promises more than the best has.
+    /// Drafts are judged in the order of what they promise, until none promises more than the best has. Where that one is short of main
+    /// memory, what promises less is judged as well if main memory may hold it: a smaller micro-batch takes less there.
     pub fn best(&self, setting: &RunConfig) -> Result<Candidate, Error> {
         let mut best: Option<(f64, Candidate)> = None;
         let mut too_large = u32::MAX;
-        for draft in self.drafts(setting)? {
-            if best.as_ref().is_some_and(|(score, _)| draft.bound > score * (1.0 - WORTH_JUDGING)) {
-                break;
-            }
-            if draft.setting.n_ubatch >= too_large {
+        let drafts = self.drafts(setting)?;
+        let is_host_tight = drafts.iter().any(|draft| draft.host_short > Bytes(0));
+        // What is known of a draft is true to a block.
+        let block = self.units.iter().map(|unit| unit.bytes_of(unit.whole())).max().unwrap_or_default();
+        for draft in drafts {
+            let is_beaten = best.as_ref().is_some_and(|(score, best)| {
+                let is_worse = draft.bound > score * (1.0 - WORTH_JUDGING);
+                let may_fit = draft.host_short.0 <= block;
+                if best.lack() == 1 { is_worse && !may_fit } else { is_worse || (best.fits() && !may_fit) }
+            });
+            if is_beaten || draft.setting.n_ubatch >= too_large {
                 continue;
             }
             let candidate = self.settle(&draft)?;
@@ -345,15 +355,17 @@ impl<'a> Stage<'a> {
                 too_large = draft.setting.n_ubatch;
                 f64::INFINITY
             };
-            let is_better = best.as_ref().is_none_or(|(known, other)| {
-                let both_short = score.is_infinite() && known.is_infinite();
-                score < *known || (both_short && candidate.missing() < other.missing())
+            let is_better = best.as_ref().is_none_or(|(known, other)| match candidate.lack().cmp(&other.lack()) {
+                Ordering::Equal if candidate.devices_fit() => score < *known,
+                Ordering::Equal => candidate.missing() < other.missing(),
+                order => order.is_lt(),
             });
             if is_better {
                 best = Some((score, candidate));
             }
         }
-        best.map_or_else(|| self.candidate(setting, &self.nothing(), None), |(_, best)| Ok(best))
+        let best = best.map_or_else(|| self.candidate(setting, &self.nothing(), None), |(_, best)| Ok(best))?;
+        Ok(Candidate { is_host_tight, ..best })
     }
 
     /// Every micro-batch that may be chosen, the largest first.
@@ -435,14 +447,19 @@ impl<'a> Stage<'a> {
                 self.forecast(&setting, placement.clone(), Some(&self.compute(&setting, range, whole)?))
             };
             let whole = with_compute(&self.bare, true)?;
-            let mut draft = |kept, host, bound| {
-                drafts.push(Draft { setting: setting.clone(), kept, host, bound, least: whole.memory.clone() });
+            let host_short = |forecast: &Forecast| {
+                let short = forecast.shortfall(self.problem.machine, self.problem.request.margin);
+                short.get(HOST).copied().unwrap_or_default()
+            };
+            let mut draft = |kept, host, bound, short| {
+                let (setting, least) = (setting.clone(), whole.memory.clone());
+                drafts.push(Draft { setting, kept, host, bound, least, host_short: short });
             };
             if self.is_whole()
                 || (fills && whole.devices_short(self.problem.machine, self.problem.request.margin).is_empty())
             {
                 let bound = self.promise(&setting, &self.everything(), &whole);
-                draft(self.everything(), End::First, bound);
+                draft(self.everything(), End::First, bound, host_short(&whole));
                 continue;
             }
             let hosted = with_compute(&self.hosted, false)?;
@@ -457,15 +474,23 @@ impl<'a> Stage<'a> {
             for host in ends {
                 let fill = |room| if fills { self.fill(room, *host, self.is_auto()) } else { self.nothing() };
                 let bound = if cannot { f64::INFINITY } else { self.promise(&setting, &fill(&most), &hosted) };
-                draft(fill(&room), *host, bound);
+                let kept = fill(&room);
+                // Where main memory has room for all, it has room for less.
+                let short = match host_short(&hosted) {
+                    Bytes(0) => Bytes(0),
+                    _ => host_short(&with_compute(&self.placement(&kept), false)?),
+                };
+                draft(kept, *host, bound, short);
             }
         }
+        let host_short = drafts.first().map_or(Bytes(0), |draft| draft.host_short);
         drafts.extend(self.least_ubatch(setting).map(|least| Draft {
             setting: self.at(setting, least),
             kept: self.nothing(),
             host: End::First,
             bound: f64::INFINITY,
             least: MemoryByDevice::new(),
+            host_short,
         }));
         drafts.sort_by(|one, other| one.bound.total_cmp(&other.bound));
         Ok(drafts)
@@ -502,8 +527,26 @@ impl<'a> Stage<'a> {
     /// A choice with the compute of another launch, exactly without.
     pub fn candidate(&self, setting: &RunConfig, kept: &Kept, other: Option<&Candidate>) -> Result<Candidate, Error> {
         let compute = other.map(|other| other.forecast.compute());
-        let forecast = self.forecast(setting, self.placement(kept), compute.as_ref())?;
+        let forecast = match &compute {
+            Some(_) => self.forecast(setting, self.placement(kept), compute.as_ref())?,
+            // Whether several micro-batches are in flight depends on the budgets, which the key does not have.
+            None if *kept == self.everything() => self.forecast(setting, self.placement(kept), None)?,
+            None => self.known_forecast(setting, kept)?,
+        };
         Ok(self.problem.candidate(self.run(setting, kept), forecast))
+    }
+
+    /// A forecast whose compute is looked up; what is not known yet is predicted, and then known.
+    fn known_forecast(&self, setting: &RunConfig, kept: &Kept) -> Result<Forecast, Error> {
+        // Tensors move between kinds of host memory by the load mode, and compute stays as it is.
+        let run = RunConfig { load_mode: LoadMode::None, ..setting.clone() };
+        let key = (kept.clone(), run, self.bare.layers.clone(), self.base.overrides.clone());
+        let known = self.problem.computes.borrow().iter().find(|(known, _)| *known == key).map(|(_, c)| c.clone());
+        let forecast = self.forecast(setting, self.placement(kept), known.as_ref())?;
+        if known.is_none() {
+            self.problem.computes.borrow_mut().push((key, forecast.compute()));
+        }
+        Ok(forecast)
     }
 
     /// Compute at a micro-batch: predicted at the ends of `range`, straight between.
@@ -522,16 +565,8 @@ impl<'a> Stage<'a> {
     }
 
     fn compute_at(&self, setting: &RunConfig, whole: bool) -> Result<Compute, Error> {
-        let key = (whole, setting.clone(), self.bare.layers.clone(), self.base.overrides.clone());
-        let known = self.problem.computes.borrow().iter().find(|(known, _)| *known == key).map(|(_, c)| c.clone());
-        let compute = if let Some(known) = known {
-            known
-        } else {
-            let placement = if whole { &self.bare } else { &self.hosted };
-            let found = self.forecast(setting, placement.clone(), None)?.compute();
-            self.problem.computes.borrow_mut().push((key, found.clone()));
-            found
-        };
+        let kept = if whole { self.everything() } else { self.nothing() };
+        let compute = self.known_forecast(setting, &kept)?.compute();
         self.flash_attn.set(compute.flash_attn);
         Ok(compute)
     }
@@ -603,7 +638,7 @@ impl<'a> Stage<'a> {
         }
         let Some(other) = best.1 else { return Ok(candidate) };
         let polished = self.candidate(&draft.setting, &other, None)?;
-        Ok(if polished.devices_fit() { polished } else { candidate })
+        Ok(if polished.lack() <= candidate.lack() { polished } else { candidate })
     }
 
     /// What the room holds, given the compute of `candidate`.

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
+use super::search::Kept;
 use super::{ExpertSplit, Request};
 use crate::bytes::Bytes;
 use crate::machine::Machine;
@@ -93,8 +94,8 @@ impl Levers {
 /// Compute buffers that were predicted before, by all that they depend on: budgets are not among it, so a sweep shares them.
 pub type Computes = Rc<RefCell<Vec<(ComputeKey, Compute)>>>;
 
-/// What compute depends on: whether all is with its layer, the launch, the layers' devices, the overrides of the stage.
-pub type ComputeKey = (bool, RunConfig, Vec<Option<u16>>, Vec<Override>);
+/// What compute depends on: which parts of blocks stay with their layer, the launch, the layers' devices, the overrides of the stage.
+pub type ComputeKey = (Kept, RunConfig, Vec<Option<u16>>, Vec<Override>);
 
 /// The problem: a model, a machine whose `total`s are budgets, and what the user fixed.
 #[derive(Debug, Clone)]
@@ -114,8 +115,10 @@ pub struct Candidate {
     pub estimate: Estimate,
     /// By how much each device, or `Host`, is over its budget; empty when it fits.
     pub shortfall: BTreeMap<String, Bytes>,
-    /// Whether the devices keep within their budgets; a short host is told, but no other placement on it would help.
-    devices_fit: bool,
+    /// Whether the devices keep within their budgets.
+    pub(super) devices_fit: bool,
+    /// Whether main memory is too small for some of the launches that the search looked at.
+    pub(super) is_host_tight: bool,
 }
 
 impl Candidate {
@@ -125,6 +128,12 @@ impl Candidate {
 
     pub fn devices_fit(&self) -> bool {
         self.devices_fit
+    }
+
+    /// What is short: nothing, main memory alone, devices. Nothing that moves to the host makes up for main memory; a smaller micro-batch
+    /// may.
+    pub(super) fn lack(&self) -> u8 {
+        u8::from(!self.fits()) + u8::from(!self.devices_fit)
     }
 
     pub fn missing(&self) -> Bytes {
@@ -162,7 +171,7 @@ impl Problem<'_> {
         let estimate = self.estimate(&run, &forecast.placement, &forecast);
         let shortfall = forecast.shortfall(self.machine, self.request.margin);
         let devices_fit = forecast.devices_short(self.machine, self.request.margin).is_empty();
-        Candidate { run, forecast, estimate, shortfall, devices_fit }
+        Candidate { run, forecast, estimate, shortfall, devices_fit, is_host_tight: false }
     }
 
     /// The predicted speed of `placement`, with the memory of a launch nearby.

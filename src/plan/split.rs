@@ -5,13 +5,16 @@
 
 use super::search::Stage;
 use super::solver::{Candidate, Problem};
+use crate::machine::Device;
 use crate::memory::Error;
 use crate::placement::{self, Placement};
 use crate::rules::Role;
-use crate::run::RunConfig;
+use crate::run::{RunConfig, on_host};
 
 /// A faster split must be faster by this share: the one by bytes keeps the cards evenly filled.
 const WORTH: f64 = 0.01;
+/// As many sets of devices are tried at most.
+const MOST_SUBSETS: usize = 16;
 
 /// Layer slots per device for `-ts`, or `None` with one device or where the user gave it.
 ///
@@ -27,13 +30,24 @@ pub(super) fn split(problem: &Problem, run: &RunConfig) -> Result<Option<Vec<f32
         return Ok(None);
     }
     let sharing = Sharing::new(problem, &pilot)?;
-    let mut counts = sharing.proportional();
+    let mut counts = sharing.proportional(&[]);
     while let Some(better) = neighbours(&counts, 1).into_iter().map(|next| (sharing.score(&next), next)).max()
         && better.0 > sharing.score(&counts)
     {
         counts = better.1;
     }
-    Ok(Some(shares(&sharing.faster(counts)?)))
+    let (counts, mut cost) = sharing.faster(counts)?;
+    // A device may cost more than it brings: without it there is one fewer to wait for.
+    let mut better = None;
+    for idle in sharing.idle() {
+        let start = sharing.proportional(&idle);
+        let found = sharing.cost(&start)?;
+        if found < cost * (1.0 - WORTH) {
+            (better, cost) = (Some(start), found);
+        }
+    }
+    let counts = better.map_or(Ok(counts), |start| Ok::<_, Error>(sharing.faster(start)?.0))?;
+    Ok(Some(shares(&counts)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "slot counts are below 2^24")]
@@ -89,15 +103,34 @@ impl<'a> Sharing<'a> {
         Ok(Self { problem, pilot, hosted: stage.hosted, slots, room: room.collect() })
     }
 
-    /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices.
-    fn proportional(&self) -> Vec<usize> {
-        let (slots, devices) = (self.slots.len(), self.room.len());
-        let total: i128 = self.room.iter().map(|room| (*room).max(1)).sum();
-        let share = |room: &i128| usize::try_from(slots as i128 * (*room).max(1) / total).unwrap_or(0);
-        let mut counts: Vec<usize> = self.room.iter().map(share).collect();
+    /// Slots in proportion to the room, at least one each where there are enough, the remainder to the first devices; none to those that are
+    /// `idle`.
+    fn proportional(&self, idle: &[usize]) -> Vec<usize> {
+        let slots = self.slots.len();
+        let used = || (0..self.room.len()).filter(|at| !idle.contains(at));
+        let room = |at: usize| self.room[at].max(1);
+        let total: i128 = used().map(room).sum();
+        let mut counts = vec![0; self.room.len()];
+        used().for_each(|at| counts[at] = usize::try_from(slots as i128 * room(at) / total).unwrap_or(0));
         let left = slots - counts.iter().sum::<usize>();
-        (0..devices).cycle().take(left).for_each(|at| counts[at] += 1);
+        let given: Vec<usize> = used().collect();
+        given.into_iter().cycle().take(left).for_each(|at| counts[at] += 1);
         counts
+    }
+
+    /// Which devices may be left idle; of devices that are alike the last ones.
+    fn idle(&self) -> Vec<Vec<usize>> {
+        let devices: Vec<&Device> =
+            self.pilot.forecast.placement.taking_part(self.problem.machine).map(|(_, device)| device).collect();
+        let kind = |at: usize| (&devices[at].description, devices[at].total, devices[at].backend, &devices[at].rates);
+        let all = 0..devices.len().min(MOST_SUBSETS.ilog2() as usize * 2);
+        let is_in = |mask: usize, at: usize| mask >> at & 1 == 1;
+        let is_first = |mask: usize| {
+            let pairs = all.clone().flat_map(|one| (0..one).map(move |before| (before, one)));
+            pairs.into_iter().all(|(before, one)| !is_in(mask, before) || is_in(mask, one) || kind(before) != kind(one))
+        };
+        let masks = (1..(1usize << all.len()) - 1).filter(|mask| is_first(*mask)).take(MOST_SUBSETS);
+        masks.map(|mask| all.clone().filter(|at| is_in(mask, *at)).collect()).collect()
     }
 
     /// The slots of each device, with its room.
@@ -123,8 +156,8 @@ impl<'a> Sharing<'a> {
         (short, resident, tightest)
     }
 
-    /// Moves fewer and fewer slots at a time between neighbours while that is faster.
-    fn faster(&self, start: Vec<usize>) -> Result<Vec<usize>, Error> {
+    /// Moves fewer and fewer slots at a time between neighbours while that is faster; what is found, and its cost.
+    fn faster(&self, start: Vec<usize>) -> Result<(Vec<usize>, f64), Error> {
         let first = self.cost(&start)?;
         let (mut counts, mut cost) = (start.clone(), first);
         let mut step = (self.slots.len() / 4).max(1);
@@ -141,7 +174,7 @@ impl<'a> Sharing<'a> {
                 None => step /= 2,
             }
         }
-        Ok(if cost < first * (1.0 - WORTH) { counts } else { start })
+        Ok(if cost < first * (1.0 - WORTH) { (counts, cost) } else { (start, first) })
     }
 
     /// What a split costs with as many whole blocks of experts on each device as its bytes hold; infinite where the rest of a
@@ -150,7 +183,8 @@ impl<'a> Sharing<'a> {
         if self.score(counts).0 < 0 {
             return Ok(f64::INFINITY);
         }
-        let run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut run = RunConfig { tensor_split: shares(counts), ..self.pilot.run.clone() };
+        let mut moves = false;
         let mut placement = placement::place(self.problem.model, self.problem.machine, &run)?;
         for (slots, room) in self.ranges(counts) {
             let mut left = room - slots.iter().map(|slot| slot.fixed).sum::<i128>();
@@ -158,8 +192,13 @@ impl<'a> Sharing<'a> {
                 left -= slot.movable;
                 for at in slot.experts.iter().filter(|_| left < 0) {
                     placement.copies[*at].clone_from(&self.hosted.copies[*at]);
+                    moves = true;
                 }
             }
+        }
+        // Overrides keep the devices from working in a pipeline.
+        if moves && run.overrides.is_empty() {
+            run.overrides.push(on_host(String::new(), "-ot"));
         }
         Ok(self.problem.cost(&self.problem.estimate(&run, &placement, &self.pilot.forecast)))
     }

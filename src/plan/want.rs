@@ -190,11 +190,11 @@ struct Asked<'a> {
     margin_is_devices: bool,
     /// Of the machine's own devices.
     computes: Computes,
-    /// GB/s of main memory by its data sheet, where they are given with its size.
-    bandwidth: Option<f64>,
+    /// What the size of main memory is followed by where it is typed: its type, or its GB/s.
+    kind: &'a str,
 }
 
-/// The least of each thing that gives all of `wants`. `bandwidth` is what `--ram SIZE@KIND` says of main memory, GB/s.
+/// The least of each thing that gives all of `wants`. `kind` is what `--ram SIZE` is followed by.
 ///
 /// Where all that is wanted is of one speed, machines are judged by plans for that speed. The plan that is shown is the request's own
 /// wherever that reaches it too: the last tokens of one speed may cost much of the other.
@@ -203,9 +203,9 @@ pub fn want(
     path: &str,
     machine: &Machine,
     request: &Request,
-    (wants, bandwidth): (&[Want], Option<f64>),
+    (wants, kind): (&[Want], &str),
 ) -> Result<Wanted, Error> {
-    let mut asked = Asked::new(model, machine, request, bandwidth);
+    let mut asked = Asked::new(model, machine, request, kind);
     asked.wants = wants;
     // Of several contexts the longest has room for all.
     let contexts = wants.iter().filter(|want| want.what == Quantity::Ctx).map(|want| want.value);
@@ -249,13 +249,8 @@ pub fn want(
 }
 
 /// What one more card, the next larger card, faster and more main memory would give.
-pub fn upgrades(
-    model: &Model,
-    machine: &Machine,
-    request: &Request,
-    bandwidth: Option<f64>,
-) -> Result<Vec<Answer>, Error> {
-    let asked = Asked::new(model, machine, request, bandwidth);
+pub fn upgrades(model: &Model, machine: &Machine, request: &Request, kind: &str) -> Result<Vec<Answer>, Error> {
+    let asked = Asked::new(model, machine, request, kind);
     let mut answers = Vec::new();
     if let [.., last] = machine.devices.as_slice()
         && let Some(more) = last.next_of_its_kind(machine)
@@ -297,7 +292,7 @@ pub fn upgrades(
 }
 
 impl<'a> Asked<'a> {
-    fn new(model: &'a Model, machine: &Machine, request: &Request, bandwidth: Option<f64>) -> Self {
+    fn new(model: &'a Model, machine: &Machine, request: &Request, kind: &'a str) -> Self {
         Self {
             model,
             request: request.clone(),
@@ -306,7 +301,7 @@ impl<'a> Asked<'a> {
             wants: &[],
             margin_is_devices: request.margin == machine.margin(),
             computes: Computes::default(),
-            bandwidth,
+            kind,
         }
     }
 
@@ -504,8 +499,8 @@ impl<'a> Asked<'a> {
 
     fn with_main_memory(&self, machine: &Machine, gib: u64) -> Result<Answer, Error> {
         let (machine, mut flags) = with_memory(machine, gib);
-        if let (Some(bandwidth), Some(size)) = (self.bandwidth, flags.get_mut(1)) {
-            *size += &format!("@{bandwidth}");
+        if let Some(size) = flags.get_mut(1) {
+            *size += self.kind;
         }
         self.plan(machine, flags, gib * GIB, format!("{gib} GiB of main memory"))
     }

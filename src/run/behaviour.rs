@@ -138,7 +138,7 @@ rules! {
     embedding_inputs: u8 = 1,
         [7772, 8133] 2 => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_select",
         [11393, 11401] 3 => "src/llama-graph.cpp build_inp_embd: mixed batches, scale_rows";
-    /// Rows of tokens are looked up before all else.
+    /// Rows of tokens are looked up before all else, those of n-grams first.
     looks_up_first: bool = false,
         [11434, 11549] true => "src/llama-graph.cpp build_inp_embd: ggml_build_forward_order (PR 30160)";
     /// Architectures that keep every row of their last layer for a NextN head, whether a draft reads it or not.
@@ -162,6 +162,9 @@ rules! {
     /// mamba2's projections are of all tokens together, not by sequence.
     mamba2_is_flat: bool = false,
         [10568, 10605] true => "src/models/mamba-base.cpp build_mamba2_layer";
+    /// What a delta net puts out is projected for all tokens together, not by sequence.
+    delta_nets_are_flat: bool = false,
+        [11549, 12032] true => "src/models/qwen35.cpp, qwen35moe.cpp, qwen3next.cpp, qwen4exp.cpp: final_output";
     /// Delta nets bring queries and keys to length 1 by an RMS norm and a factor, not by an L2 norm.
     unit_norms_by_rms: bool = false,
         [10705, 11181] true => "src/models/delta-net-base.cpp build_gdn_l2_norm";
@@ -195,9 +198,28 @@ rules! {
     /// Rotations of quantized caches are the caches' own, not inputs of the graph.
     rotations_cached: bool = false,
         [11739, 12032] true => "src/llama-kv-cache.cpp init_rotation";
+    /// Vulkan's products repeat weights along the last dimension, for sequences that are apart.
+    vulkan_repeats: bool = false,
+        [11549, 12032] true => "ggml/src/ggml-vulkan/ggml-vulkan.cpp ggml_backend_vk_device_supports_op: GGML_OP_MUL_MAT";
+    /// CUDA's largest pinned buffer of the host, in bytes.
+    pinned_buffer: u64 = u64::MAX,
+        [11549, 12032] 4 << 30 => "ggml/src/ggml-cuda/ggml-cuda.cu ggml_backend_cuda_host_buffer_type_get_max_size";
     /// The mask of the cells that an indexer chose is one operation, of the indexer's own mask.
     fuses_top_k_masks: bool = false,
         [11549, 12032] true => "src/llama-graph.cpp build_fused_top_k_mask";
+    /// Small batches of glm5-next gather the latents that they chose.
+    gathers_latents: bool = true,
+        [11434, 11549] false => "src/models/glm5-next.cpp build_inp_kpool";
+    /// qwen4exp keeps its last streams for a NextN head, whether or not one reads them.
+    keeps_streams: bool = false,
+        [11434, 11549] true => "src/models/qwen4exp.cpp: t_h_nextn";
+    /// glm5-next and qwen4exp: the mask of the chosen pools takes the place of the mask of all cells, new pools' cells are one list,
+    /// and qwen4exp scales at once how much a stream takes.
+    pools_replace_masks: bool = false,
+        [11549, 12032] true => "src/models/glm5-next.cpp build_kpool_select, qwen4exp.cpp build_qsa_sel";
+    /// gemma3n and gemma4 create the token embedding before the output that is tied to it.
+    embeds_first: bool = false,
+        [11549, 12032] true => "src/models/gemma4.cpp, gemma3n.cpp load_arch_tensors";
     /// Masks of batches without a cache are as wide as a cache of 256 cells or a multiple, and keys and values are filled up.
     pads_batches: bool = false,
         [11549, 12032] true => "src/llama-graph.cpp build_attn_inp_no_cache: GGML_PAD";

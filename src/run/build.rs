@@ -185,7 +185,9 @@ mod tests {
         assert!(memory(9341).starts_with("b11434's rules but for logits_of_all, mask_copied, embedding_inputs"));
         assert!(memory(9460).contains("of logits_of_all is not known"));
         assert_eq!(memory(11410), "b11434's rules");
-        assert!(memory(11500).contains("of looks_up_first, keeps_nextn_rows is not known"));
+        assert!(
+            memory(11500).contains("of looks_up_first, keeps_nextn_rows, gathers_latents, keeps_streams is not known")
+        );
         assert!(memory(8000).ends_with("no source older than b9093 was read"));
         assert!(memory(12732).ends_with("700 builds before it"));
     }

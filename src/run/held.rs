@@ -413,18 +413,21 @@ impl Held {
         let (image, rest) = words.split_first().ok_or_else(no_image)?;
         let mut volumes: Vec<(String, String)> = Vec::new();
         let (mut entrypoint, mut folder, mut has_device) = (None, "/app", false);
+        let (mut nodes, mut has_all) = (Vec::new(), false);
         for (option, value) in options {
             match option {
                 "-e" | "--env" => self.set(value),
                 "--env-file" => files(value).iter().flat_map(|text| text.lines()).for_each(|line| self.set(line)),
                 "-v" | "--volume" => volumes.extend(volume(value)),
                 "--mount" => volumes.extend(mount(value)),
+                "--privileged" => has_all = true,
                 "--gpus" => {
-                    has_device = true;
+                    (has_device, has_all) = (true, true);
                     self.set(&gpus(value).map(|list| format!("{CONTAINER_DEVICES}={list}")).unwrap_or_default());
                 }
                 "--device" => {
                     has_device = true;
+                    nodes.push(value);
                     let number = value.strip_prefix("nvidia.com/gpu=").filter(|number| *number != "all");
                     self.set(&number.map(|number| format!("{CONTAINER_DEVICES}={number}")).unwrap_or_default());
                 }
@@ -436,16 +439,27 @@ impl Held {
             }
         }
         let tag = image.rsplit('/').next().unwrap_or(image);
-        self.image = IMAGES.iter().find(|(word, ..)| tag.contains(word)).map(|(_, backend, _)| *backend);
+        let built_for = IMAGES.iter().find(|(word, ..)| tag.contains(word));
+        self.image = built_for.map(|(_, backend, _)| *backend);
+        // A name of the Container Device Interface (`amd.com/gpu=all`), or WSL's device, stands for all.
+        let is_given_by = |node: &str| {
+            nodes
+                .iter()
+                .any(|given| given.starts_with(node) || given.contains("/gpu=") || given.starts_with("/dev/dxg"))
+        };
+        let wanted = built_for.and_then(|(.., nodes)| *nodes).unwrap_or_default();
+        let lacking = wanted.iter().filter(|node| !(is_given_by(node) || is_exec || has_all));
+        let lacking: Vec<String> = lacking.map(|node| format!("--device {node}")).collect();
         let is_given = has_device || is_exec || self.environment.contains_key(CONTAINER_DEVICES);
         // The project's images without a word for devices are built for the processor (docs/docker.md, b11434).
         let missing = if image.contains("ggml-org/llama.cpp:") && self.image.is_none() {
-            Some((
-                "the image is built for the processor alone",
-                "take an image for the GPU (`server-cuda`, `server-vulkan` …)",
-            ))
+            let hint = "take an image for the GPU (`server-cuda`, `server-vulkan` …)";
+            Some(("the image is built for the processor alone", hint.to_string()))
         } else if tag.contains("cuda") && !is_given {
-            Some(("the container is given no GPU", "add `--gpus all` (podman: `--device nvidia.com/gpu=all`)"))
+            let hint = "add `--gpus all` (podman: `--device nvidia.com/gpu=all`)";
+            Some(("the container is given no GPU", hint.to_string()))
+        } else if !lacking.is_empty() {
+            Some(("the container is given no GPU", format!("add `{}`", lacking.join(" "))))
         } else {
             None
         };

@@ -150,6 +150,12 @@ impl Reader {
             return self.command.note("unknown-variable", message, None);
         }
         let given = Given::new(OFFLOAD_MIN_BATCH, value);
+        if !given.integer().is_ok_and(|rows| rows >= 0) {
+            let message = format!(
+                "`{OFFLOAD_MIN_BATCH}={value}`: llama.cpp reads no positive number, so devices take over products of any size"
+            );
+            self.command.note("number-cut-short", message, Some("write a number of tokens".to_string()));
+        }
         self.command.run.op_offload_min_batch = Some(given.integer().map_or(0, |rows| rows.max(0).unsigned_abs()));
         self.note_unread(given);
     }
@@ -621,8 +627,8 @@ mod tests {
             ("GGML_OP_OFFLOAD_MIN_BATCH=1024 llama-server -m x --no-op-offload", None, vec![]),
             // As `atoi` reads them.
             ("GGML_OP_OFFLOAD_MIN_BATCH=1k llama-server -m x", Some(1), vec!["number-cut-short"]),
-            ("GGML_OP_OFFLOAD_MIN_BATCH=many llama-server -m x", Some(0), vec![]),
-            ("GGML_OP_OFFLOAD_MIN_BATCH=-1 llama-server -m x", Some(0), vec![]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=many llama-server -m x", Some(0), vec!["number-cut-short"]),
+            ("GGML_OP_OFFLOAD_MIN_BATCH=-1 llama-server -m x", Some(0), vec!["number-cut-short"]),
         ] {
             let codes: Vec<_> = codes.into_iter().map(std::borrow::Cow::Borrowed).collect();
             assert_eq!(of(line, 11434), (rows, codes), "{line}");

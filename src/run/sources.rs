@@ -590,6 +590,12 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
                 option("-v", &short);
             }
         }
+        let is_privileged = service.get("privileged").and_then(Value::as_bool) == Some(true);
+        let nodes = service.get("devices").and_then(Value::as_sequence).into_iter().flatten();
+        let nodes = nodes.filter_map(|node| text_of(node).or_else(|| node.get("source").and_then(text_of)));
+        for node in nodes.chain(["/dev/kfd", "/dev/dri"].map(String::from).into_iter().filter(|_| is_privileged)) {
+            option("--device", &node);
+        }
         if let Some(runtime) = service.get("runtime").and_then(text_of) {
             option("--runtime", &runtime);
         }

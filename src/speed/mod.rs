@@ -174,6 +174,12 @@ impl Speed {
     pub fn within(&self, phase: Phase) -> String {
         format!("±{:.0}%", self.of(phase).1 * 100.0)
     }
+
+    /// The same of all slots' generation. Passes of 9 to 31 rows were predicted up to 73% too fast (`docs/speed.md`).
+    pub fn within_together(&self, slots: u32) -> String {
+        let least = if (9..32).contains(&slots) { 0.73 } else { 0.0 };
+        format!("±{:.0}%", self.of(Phase::Generate).1.max(least) * 100.0)
+    }
 }
 
 /// What the prediction says of one launch.

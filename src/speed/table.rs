@@ -60,8 +60,8 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
         cache: figures.bandwidth * 0.4,
         op: figures.op,
         graph: 200.0,
-        pinned: figures.link * 0.85,
-        pageable: if unified { figures.link * 0.8 } else { (figures.link * 0.8).min(30.0) },
+        pinned: copies(figures.link, unified)[0],
+        pageable: copies(figures.link, unified)[1],
         offload: 20.0,
         switch: if unified { 60.0 } else { 30.0 },
         uncertainty: uncertainty[0].max(uncertainty[1]),
@@ -69,6 +69,25 @@ fn derived(figures: Figures, backend: Backend, uncertainty: [f64; 2], basis: Str
         uncertainty_tg: uncertainty[1],
         basis,
     }
+}
+
+/// What copies get out of a slot, GB/s: from pinned memory, and from mapped files.
+fn copies(slot: f64, unified: bool) -> [f64; 2] {
+    [slot * 0.85, if unified { slot * 0.8 } else { (slot * 0.8).min(30.0) }]
+}
+
+/// The device in a slot of so many GB/s, where that is slower than what is known of it.
+pub fn in_slot(device: &mut Device, slot: f64) {
+    if device.integrated {
+        return;
+    }
+    let [pinned, pageable] = copies(slot, false);
+    let mut rates = super::prices::device_rates(device);
+    if pinned < rates.pinned {
+        rates.basis += ", except the slot";
+    }
+    (rates.pinned, rates.pageable) = (rates.pinned.min(pinned), rates.pageable.min(pageable));
+    device.rates = Some(rates);
 }
 
 /// The rate of products without what the ends of rows cost (`work.rs` `ROW_REST`), by that of the table, which is of rows of some

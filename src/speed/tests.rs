@@ -6,7 +6,7 @@ use super::*;
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Host};
 use crate::memory;
-use crate::run::{LoadMode, Override, Program};
+use crate::run::{LoadMode, Override, Program, Target};
 use crate::synth::Wish;
 
 fn model(name: &str) -> Model {
@@ -134,6 +134,12 @@ fn what_windows_does_not_pin_is_copied_as_pageable() {
         let found = at(&mut machine, gib, windows)[0];
         assert!((found / expected - 1.0).abs() < 1e-3, "{gib} {windows}: {found} {expected}");
     }
+    // Buffers of 4 GiB are pinned one by one: 12 of 16.35 GiB with half of 31.
+    (machine.host.ram, machine.host.windows) = (Some(Bytes::mib(31 << 10)), true);
+    let target = Target { build: 12032, ..Target::default() };
+    let run = RunConfig { load_mode: LoadMode::None, target, ..hosted(48) };
+    let partly = estimate(&model, &machine, &run, TURN).speed.pp;
+    assert!(partly > pageable * 1.01 && partly < pinned * 0.999, "{partly} of {pageable} to {pinned}");
 }
 
 #[test]

@@ -139,8 +139,8 @@ pub(super) struct Layout {
     checkpoint: f64,
     /// The first device that takes over host products of large batches (`ggml_backend_offload_op`).
     offload: Option<Tier>,
-    /// How host weights are copied to devices: pinned or pageable.
-    copies: Cost,
+    /// The share of host weights that is copied to devices from pinned memory; the rest is pageable.
+    pinned: f64,
     /// Threads that decode on the host, as full cores.
     threads: f64,
     /// Threads that process prompts on the host, as full cores.
@@ -226,7 +226,7 @@ impl Layout {
         // (`ggml-backend.cpp` `ggml_backend_sched_backend_id_from_cur`, `ggml-rpc.cpp`, b11434).
         let asks = |i: &&u16| !matches!(backend(**i), None | Some(Backend::Rpc | Backend::Cpu));
         let offload = placement.devices.iter().find(asks).zip(run.offload_rows());
-        let pinned = !placement.is_mapped && !run.no_host && placement.can_pin(machine);
+        let pins = !placement.is_mapped && !run.no_host;
         let numbers = &case.forecast.numbers;
         let mut layout = Self {
             parts: Vec::with_capacity(12),
@@ -238,7 +238,7 @@ impl Layout {
             checkpoint: float(case.forecast.host_needs.checkpoint.0),
             offload: offload.map(|(i, _)| usize::from(*i) + 1),
             offload_rows: offload.map_or(u32::MAX, |(_, rows)| rows),
-            copies: if pinned { Cost::Pinned } else { Cost::Pageable },
+            pinned: if pins { placement.pinned_share(machine, run.rules()) } else { 0.0 },
             threads: threads(case, run.n_threads),
             threads_batch: threads(case, run.n_threads_batch.or(run.n_threads)),
             switches: vec![[0.0; 2]; tiers],
@@ -549,7 +549,8 @@ impl Layout {
             work.add(ON_HOST, Cost::Disk, bytes * (1.0 - hits) * self.missing);
         }
         if let Some(device) = device {
-            work.add(device, self.copies, bytes * (1.0 - hits));
+            work.add(device, Cost::Pinned, bytes * (1.0 - hits) * self.pinned);
+            work.add(device, Cost::Pageable, bytes * (1.0 - hits) * (1.0 - self.pinned));
             work.add(device, Cost::Offload, times * part.tensors);
         }
         match rows {

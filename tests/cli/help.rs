@@ -51,8 +51,20 @@ fn short_help_fits_a_screen_and_long_help_has_everything() {
 /// A flag that follows flattened ones would stand under their heading.
 #[test]
 fn headings_are_of_what_stands_under_them() {
-    let of_machine =
-        ["vram", "device", "gpu", "budget", "ram", "memory-bandwidth", "cpu", "cores", "backend", "machine", "margin"];
+    let of_machine = [
+        "vram",
+        "device",
+        "gpu",
+        "pcie",
+        "budget",
+        "ram",
+        "memory-bandwidth",
+        "cpu",
+        "cores",
+        "backend",
+        "machine",
+        "margin",
+    ];
     let of_what_if =
         ["as", "imatrix", "pure", "leave-output-tensor", "output-tensor-type", "token-embedding-type", "tensor-type"];
     let mut seen = 0;

@@ -7,7 +7,8 @@ use moeplan::ask::machine::Described;
 use moeplan::ask::options::{Planning, kept};
 use moeplan::bytes::{Bytes, GIB, MIB};
 use moeplan::checkup::{self, Checkup, Options};
-use moeplan::machine::{Host, Machine};
+use moeplan::emit;
+use moeplan::machine::{Device, Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::explain::Alternative;
 use moeplan::plan::solver::Strategy;
@@ -169,12 +170,18 @@ fn the_ladder_ends_with_the_model_and_has_room_for_the_turn() {
 }
 
 /// A command checked, and the plan beside it.
-fn beside(model: &Model, machine: &Machine, line: &str, margin: Bytes, turn: Turn) -> (Checkup, Option<Beside>) {
+fn beside(
+    model: &Model,
+    machine: &Machine,
+    line: &str,
+    margin: Bytes,
+    turn: Turn,
+) -> (Checkup, Result<Beside, String>) {
     let words: Vec<String> = line.split_whitespace().map(str::to_string).collect();
     let command = parse::command(&words, &BTreeMap::new()).unwrap();
     let options = Options { margin, turn: Some(turn), ..Options::default() };
     let checkup = checkup::check(model, machine, &command, options).unwrap();
-    let plan = beside::plan((model, "model.gguf"), machine, &command, &checkup, &[], options);
+    let plan = beside::plan((model, "model.gguf"), machine, &command, &checkup, (&[], turn), options);
     (checkup, plan)
 }
 
@@ -208,7 +215,7 @@ fn the_plan_beside_a_command_is_what_its_words_ask_for_and_serves_the_same() {
         (with_ram(&[2600], 64), "llama-server -np 1", 0, Turn::default(), Some(true)),
     ] {
         let (checkup, found) = beside(&model, &machine, line, Bytes::mib(margin), turn);
-        let found = found.unwrap_or_else(|| panic!("no plan beside {line}: {checkup:?}"));
+        let found = found.unwrap_or_else(|why| panic!("no plan beside {line}: {why}: {checkup:?}"));
         let words = found.asked.strip_prefix("moeplan plan ").unwrap().replace("model.gguf", "");
         let asked = Asked { model: &model, machine: &machine, words: "" };
         let direct = asked.direct(asked.request(&words).unwrap());
@@ -228,16 +235,52 @@ fn the_plan_beside_a_command_is_what_its_words_ask_for_and_serves_the_same() {
         // The plan's own command is as fast as itself.
         let own = found.command.replace("-m model.gguf", "").replace('\'', "");
         let (_, again) = beside(&model, &machine, &own, Bytes::mib(margin), turn);
-        assert_eq!(again.and_then(|again| again.times_as_fast), Some(1.0), "{own}");
+        assert_eq!(again.map(|again| again.times_as_fast), Ok(Some(1.0)), "{own}");
     }
     for (line, why) in [
-        ("llama-cli -ngl 99 -c 4096", "not a server"),
-        ("llama-server -ngl 99 -c 4096 -dev CUDA0", "some of the devices"),
-        ("llama-server -ngl 99 -c 4096 --override-kv a=int:1", "other keys"),
-        ("llama-server -ngl 99 -c 4096 -ctv q8_0 -fa off", "refused"),
-        ("llama-server -ngl 99 -c 4000000 -fit off", "nothing fits"),
+        ("llama-cli -ngl 99 -c 4096", "plans are for llama-server"),
+        ("llama-server -ngl 99 -c 4096 -dev CUDA0", "`moeplan plan` does not take"),
+        ("llama-server -ngl 99 -c 4096 --override-kv a=int:1", "`moeplan plan` does not take"),
+        ("llama-server -ngl 99 -c 4096 -ctv q8_0 -fa off", "llama.cpp refuses the command"),
+        ("llama-server -ngl 99 -c 32k", "llama.cpp reads only a part of a number"),
+        ("llama-server -ngl 99 -c 4000000 -fit off", "none fits"),
     ] {
         let (_, found) = beside(&model, &with_ram(&[1900, 1500], 64), line, Bytes(0), Turn::default());
-        assert_eq!(found, None, "{why}");
+        let reason = found.expect_err(line);
+        assert!(reason.starts_with(why), "{line}: {reason}");
     }
+    // What decides nothing stays in the command, and is said to be missing from the plan's own.
+    let line = "llama-server -ngl 99 -c 8192 --jinja --rope-scaling yarn --port 8081";
+    let (_, found) = beside(&model, &with_ram(&[2300], 64), line, Bytes(0), Turn::default());
+    let found = found.unwrap();
+    let undecided = found.undecided.unwrap();
+    assert_eq!(undecided, "--jinja --rope-scaling yarn --port 8081");
+    assert!(found.command.ends_with(&format!(" {undecided}")), "{}", found.command);
+}
+
+/// Cards by name, in a computer with so many GiB.
+fn named(cards: &[&str], ram: u64) -> Machine {
+    let cards: Vec<String> = cards.iter().map(ToString::to_string).collect();
+    let ram = Bytes(ram * GIB);
+    let host = Host { ram: Some(ram), note: Some("said of it".into()), ..Host::default() };
+    Machine::new(Device::of_cards(&cards, None, Some(ram)).unwrap(), host).unwrap()
+}
+
+#[test]
+fn a_check_and_a_script_for_windows_say_whose_the_budgets_are() {
+    let model = model("qwen3-30b-a3b", &Wish { blocks: Some(6), ..Wish::default() });
+    let budgets = |machine: &Machine| -> Vec<String> {
+        let (checkup, _) = beside(&model, machine, "llama-server -ngl 99 -c 8192", Bytes(0), Turn::default());
+        let rows = checkup.basis.into_iter().filter(|row| row.quantity.ends_with(checkup::BUDGET));
+        rows.map(|row| format!("{}: {}", row.quantity, row.how)).collect()
+    };
+    let (card, unified) = (named(&["RTX 3090"], 64), named(&["Strix Halo"], 128));
+    let of_card = budgets(&card);
+    assert!(of_card[0].starts_with("CUDA0.budget: ") && of_card[0].contains("Windows about 22.76 GiB"), "{of_card:?}");
+    assert_eq!(of_card[1..], ["main memory.budget: said of it"]);
+    assert!(budgets(&unified)[0].contains("ttm.pages_limit=29360128"), "{:?}", budgets(&unified));
+    let plan = plan::brief(&model, "model.gguf", &card, &Request::of(&card)).unwrap();
+    let notes = |form| emit::render(&model, &plan, emit::Wish { form, ..emit::Wish::default() }).unwrap().notes;
+    let is_told = |form| notes(form).iter().any(|note| note.contains("Windows about 22.76 GiB"));
+    assert!(is_told(emit::Form::PowerShell) && !is_told(emit::Form::Shell));
 }

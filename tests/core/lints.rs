@@ -53,7 +53,9 @@ static LLAMA: LazyLock<Model> = LazyLock::new(|| model("llama-3.1-8b"));
 /// A machine by its devices, GiB of main memory and system: `CUDA0=24G,CUDA1=12G 64`, `CUDA0=24G 64 windows`.
 fn machine(text: &str) -> Machine {
     let (devices, ram) = text.split_once(' ').unwrap();
-    let devices = devices.split(',').filter(|device| !device.is_empty()).map(|device| Device::parse(device).unwrap());
+    let devices = devices.replace(",shared", " shared");
+    let devices = devices.split(',').filter(|device| !device.is_empty());
+    let devices = devices.map(|device| Device::parse(&device.replace(' ', ",")).unwrap());
     let (ram, windows) = ram.strip_suffix(" windows").map_or((ram, false), |ram| (ram, true));
     let ram = Some(Bytes(ram.parse::<u64>().unwrap() * GIB));
     Machine::new(devices.collect(), Host { ram, windows, ..Host::default() }).unwrap()
@@ -188,6 +190,13 @@ static CASES: &[Case] = &[
     ("number-cut-short", &GPT_OSS, ONE, "llama-server -c 8192--fit on", "llama-server -c 8192 --fit on"),
     ("number-cut-short", &GPT_OSS, ONE, "LLAMA_ARG_UBATCH=1k llama-server", "llama-server -ngl all -t -1"),
     (
+        "number-cut-short",
+        &GPT_OSS,
+        ONE,
+        "GGML_OP_OFFLOAD_MIN_BATCH=abc llama-server",
+        "GGML_OP_OFFLOAD_MIN_BATCH=0 llama-server",
+    ),
+    (
         "pattern-split-by-comma",
         &GPT_OSS,
         ONE,
@@ -208,6 +217,18 @@ static CASES: &[Case] = &[
         "llama-server -fa off -c 49152 -np 1",
         "llama-server -fa on -c 49152 -np 1",
     ),
+    // The products are longer than any driver takes, and run on the host; beside a cache that is there anyway no driver is asked.
+    (
+        "tensor-beyond-driver-limit",
+        &QWEN,
+        "Vulkan0=48G 96",
+        "llama-server -fa off -c 40960 -np 1 -b 2048 -ub 2048 -fit off",
+        "llama-server -fa off -c 40960 -np 1 -b 2048 -ub 2048 -fit off -nkvo",
+    ),
+    ("context-beyond-training", &QWEN, "CUDA0=48G 64", "llama-server -c 65536 -np 1", "llama-server -c 40960 -np 1"),
+    ("context-beyond-training", &QWEN, "CUDA0=48G 64", "llama-server -c 98304 -np 2", "llama-server -c 81920 -np 2"),
+    ("context-beyond-training", &QWEN, "CUDA0=48G 64", "llama-server -c 90000 -np 2 -kvu", "llama-server -c 65536"),
+    ("context-beyond-training", &QWEN, "CUDA0=48G 64", "llama-perplexity -c 65536", "llama-server"),
     (
         "vulkan-prompt-growth",
         &QWEN,
@@ -223,6 +244,27 @@ static CASES: &[Case] = &[
         "docker run --gpus all x:server-cuda -c 4096",
     ),
     (
+        "container-without-gpu",
+        &GPT_OSS,
+        "Vulkan0=24G 64",
+        "docker run x:server-vulkan -c 4096",
+        "docker run --device /dev/dri/renderD128:/dev/dri/renderD128 x:server-vulkan -c 4096",
+    ),
+    (
+        "container-without-gpu",
+        &GPT_OSS,
+        "ROCm0=24G 64",
+        "docker run --device /dev/dri x:server-rocm -c 4096",
+        "docker run --device /dev/dri --device=/dev/kfd x:server-rocm -c 4096",
+    ),
+    (
+        "container-without-gpu",
+        &GPT_OSS,
+        "SYCL0=24G 64",
+        "docker run x:server-intel -c 4096",
+        "docker run --privileged x:server-intel -c 4096",
+    ),
+    (
         "memory-limited",
         &GPT_OSS,
         ONE,
@@ -233,7 +275,7 @@ static CASES: &[Case] = &[
         "image-of-other-devices",
         &GPT_OSS,
         ONE,
-        "docker run --device /dev/kfd x:server-rocm -c 4096",
+        "docker run --device /dev/kfd --device /dev/dri x:server-rocm -c 4096",
         "docker run --gpus all x:server-cuda -c 4096",
     ),
     ("koboldcpp", &GPT_OSS, ONE, "koboldcpp --gpulayers 99", "llama-server -ngl 99"),
@@ -358,6 +400,8 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -np 1 -ncmoe 24 -lm none",
         "llama-server -c 4096 -np 1",
     ),
+    ("mapped-on-rocm", &GLM, "ROCm0=48G,ROCm1=48G 128", "llama-server -c 4096", "llama-server -c 4096 -lm none"),
+    ("mapped-on-rocm", &GLM, "ROCm0=48G,ROCm1=48G 128", "llama-server -c 4096", "llama-server -c 4096 -cmoe"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -cmoe", "llama-server -cmoe -lm none"),
     ("mmap-with-host-overrides", &GPT_OSS, ONE, "llama-server -ncmoe 1", "llama-server -ot exps=CUDA0"),
     (
@@ -757,11 +801,50 @@ fn what_metal_holds_is_main_memory() {
     // What the host's rows have is what the device leaves of main memory; another card takes none of it.
     let all = enough.budget["Host"] + enough.shared_memory.unwrap() + enough.host_needs.least();
     assert_eq!((all, card.shared_memory), (Bytes(32 * GIB), None));
-    // The device and main memory are short of the same bytes: they are told once, with advice that frees some.
-    let both = check(&QWEN, "MTL0=12G 16", "llama-server -c 4096 -np 1 -ngl 99", Target::default());
-    assert_eq!(both.shortfall.keys().collect::<Vec<_>>(), ["Host"]);
+    // What the device may use, and all that there is: each is told by what it is short of.
+    let line = "llama-server -c 4096 -np 1 -ngl 99";
+    let both = check(&QWEN, "MTL0=12G 16", line, Target::default());
     let codes: Vec<&str> = both.lints.iter().map(|lint| &*lint.code).collect();
     assert!(codes.contains(&"shared-memory") && !codes.contains(&"mapped-beyond-ram"), "{codes:?}");
+    let [device, host] = ["MTL0", "Host"].map(|name| both.memory[name].counted());
+    let needed = device + host + both.host_needs.least();
+    assert_eq!(both.shortfall["MTL0"], device.saturating_sub(Bytes(12 * GIB)));
+    assert_eq!(both.shortfall["Host"], needed.saturating_sub(Bytes(16 * GIB)));
+    let limit = check(&QWEN, "MTL0=12G 32", line, Target::default());
+    assert_eq!(limit.shortfall, [("MTL0".to_string(), both.shortfall["MTL0"])].into());
+    // The span of the file until b11549, the tensors alone in newer builds.
+    let hint = |line: &str, target| {
+        let lints = check(&QWEN, "MTL0=24G 20", line, target).lints;
+        lints.into_iter().find(|lint| lint.code == "shared-memory").unwrap().hint.unwrap()
+    };
+    let line = "llama-server -c 65536 -np 1 -ncmoe 24";
+    assert!(hint(line, Target::default()).starts_with("`-lm none` keeps"));
+    assert!(hint(line, Target::newest()).starts_with("use a smaller quantization"));
+}
+
+/// A device that shares main memory has room where it has room for what a long prompt was reported to take.
+#[test]
+fn what_a_long_prompt_takes_is_no_room_for_experts() {
+    let of = |on: &str, line: &str| -> Vec<(String, String)> {
+        let lints = check(&QWEN, on, line, Target::default()).lints;
+        lints.into_iter().map(|lint| (lint.code.to_string(), lint.hint.unwrap_or_default())).collect()
+    };
+    for (on, all) in [("Vulkan0=18900M,shared 64", "vulkan-prompt-growth"), ("Vulkan0=21G,shared 64", "")] {
+        let told = of(on, "llama-server -c 4096 -np 1");
+        let growth = told.iter().find(|(code, _)| code == "vulkan-prompt-growth");
+        assert_eq!(growth.map_or("", |(code, _)| code), all, "{on}: {told:?}");
+        assert!(growth.is_none_or(|(_, hint)| !hint.contains("-ncmoe")), "{on}: {told:?}");
+        let moved = of(on, "llama-server -c 4096 -np 1 -ncmoe 2");
+        let is_told = moved.iter().any(|(code, _)| code == "experts-moved-within-memory");
+        assert_eq!(is_told, all.is_empty(), "{on}: {moved:?}");
+    }
+}
+
+#[test]
+fn a_draft_model_that_cannot_draft_is_not_asked_for() {
+    let lints = check(&DRAFTED, ONE, "llama-server -md x.gguf", Target::default()).lints;
+    let hint = lints.into_iter().find(|lint| lint.code == "draft-not-used").unwrap().hint.unwrap();
+    assert!(hint.starts_with("leave it out: its vocabulary differs"), "{hint}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use moeplan::bytes::MIB;
-use moeplan::machine::Machine;
+use moeplan::bytes::{Bytes, MIB};
+use moeplan::machine::{Host, Machine};
 use moeplan::model::Model;
 use moeplan::plan::solver::{Levers, Objective, Strategy};
 use moeplan::plan::{self, ContextChoice, Request};
@@ -109,7 +109,8 @@ fn never_dearer<'a>(model: &Model, rising: impl Iterator<Item = (Machine, Reques
     for (machine, request) in rising {
         let found = plan::solve(model, &machine, &request).unwrap();
         let cost = request.problem(model, &machine).cost(&found.estimate);
-        let what = format!("{} and {:?}: {cost}: {:?}", machine.devices[0].total, request.context, found.run);
+        let (budget, ram) = (machine.devices[0].total, machine.host.ram);
+        let what = format!("{budget}, {ram:?} and {:?}: {cost}: {:?}", request.context, found.run);
         match &least {
             Some((known, other)) if found.fits() && cost > known * (1.0 + UNEVEN) => {
                 return Err(format!("{what}\nis worse than\n{other}"));
@@ -203,5 +204,36 @@ proptest! {
             let other = planned(ContextChoice::Fixed(n_ctx));
             prop_assert!(!is_free(other) || shrinks(n_ctx), "{:?} is for nothing as well as {:?}", other, chosen);
         }
+    }
+}
+
+/// `machine` with so many MiB of main memory.
+fn with_ram(machine: Machine, mib: u64) -> Machine {
+    Machine { host: Host { ram: Some(Bytes::mib(mib)), ..machine.host }, ..machine }
+}
+
+/// A micro-batch of 4,096 keeps larger windows, and more copies of them, in main memory than one of 2,048.
+#[test]
+fn the_micro_batch_is_what_main_memory_holds() {
+    let model = model("gpt-oss-120b", &Wish::default());
+    let asked = Request { levers: Levers::unasked(), context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
+    let sizes = [57.0, 59.0, 59.8, 60.4, 60.8, 61.5, 63.0].map(|gib| (gib * 1024.0) as u64);
+    let machines = sizes.map(|mib| (with_ram(one_card(11_910), mib), asked.clone()));
+    never_dearer(&model, machines.into_iter()).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 4 }, ..ProptestConfig::default() })]
+    /// More main memory is never slower, and never in the way of a plan.
+    #[test]
+    fn more_main_memory_is_never_worse(which in 0usize..3, budget in 1000u64..3000, least in 2500u64..4000, step in 30u64..500) {
+        static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
+            ["qwen3-30b-a3b", "gpt-oss-120b", "gpt-oss-20b"]
+                .map(|name| model(name, &Wish { blocks: Some(6), ..Wish::default() })).into()
+        });
+        let context = ContextChoice::Fixed(8192);
+        let asked = Request { levers: Levers::unasked(), context, ..request(Strategy::Auto) };
+        let machines = (0..8).map(|n| (with_ram(one_card(budget), least + n * step), asked.clone()));
+        never_dearer(&MODELS[which], machines).map_err(TestCaseError::fail)?;
     }
 }

@@ -67,7 +67,7 @@ fn the_least_of_each_is_what_trying_all_finds() {
         plan::solve(&model, machine, &request).unwrap().estimate.speed.tg
     };
     let value = f64::midpoint(speed(&machine), speed(&one_card(8000)));
-    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(value)], None)).unwrap();
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(value)], "")).unwrap();
     assert!(!wanted.reached && wanted.is_reachable(), "{value}: {:?}", wanted.now.point.speed);
     let tried = |machine: &Machine| {
         let found = solved(&model, machine, &wanted);
@@ -124,7 +124,7 @@ fn the_least_of_each_is_what_trying_all_finds() {
     let answers = wanted.changes().into_iter().flat_map(|change| &change.answers);
     assert!(same_when_asked_directly(&model, &asked(), answers.chain([&wanted.now])) >= 5);
     // What the usual plan reaches is not paid for with slower prompts.
-    let easy = want(&model, "m.gguf", &machine, &asked(), (&[tg(speed(&machine) * 0.5)], None)).unwrap();
+    let easy = want(&model, "m.gguf", &machine, &asked(), (&[tg(speed(&machine) * 0.5)], "")).unwrap();
     assert!(easy.reached && easy.now.flags.is_empty(), "{:?}", easy.now.flags);
 }
 
@@ -142,12 +142,12 @@ fn only_what_the_machine_takes_is_offered() {
     });
     let slow =
         Machine { host: Host { processor: machine.host.processor.clone(), ..ddr4.host.clone() }, ..machine.clone() };
-    let wanted = want(&model, "m.gguf", &slow, &asked(), (&[tg(value)], None)).unwrap();
+    let wanted = want(&model, "m.gguf", &slow, &asked(), (&[tg(value)], "")).unwrap();
     let labels = wanted.memory_speed.answers.iter().map(|answer| &answer.point.label);
     assert!(labels.clone().count() == 1 && labels.clone().all(|label| label.contains("ddr4-3200x2")), "{wanted:?}");
-    let never = want(&model, "m.gguf", &slow, &asked(), (&[tg(1e6)], None)).unwrap();
+    let never = want(&model, "m.gguf", &slow, &asked(), (&[tg(1e6)], "")).unwrap();
     assert!(never.memory_speed.reason.as_ref().is_some_and(|reason| reason.contains("Ryzen 5900X takes")));
-    let upgraded = upgrades(&model, &slow, &asked(), None).unwrap();
+    let upgraded = upgrades(&model, &slow, &asked(), "").unwrap();
     assert!(upgraded.iter().all(|answer| !answer.point.label.contains("ddr5")), "{upgraded:?}");
     // A second card of the kind is enough for what one is not.
     let two = Machine::new(
@@ -156,7 +156,7 @@ fn only_what_the_machine_takes_is_offered() {
     )
     .unwrap();
     let between = f64::midpoint(speed(&machine), speed(&two));
-    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(between)], None)).unwrap();
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&[tg(between)], "")).unwrap();
     let more = &wanted.more_cards.answers[0];
     assert!(!wanted.reached && more.machine.devices.len() == 2, "{more:?}");
     assert_eq!(same_when_asked_directly(&model, &asked(), [more]), 1);
@@ -178,11 +178,11 @@ fn more_unified_memory_is_offered_as_it_is_sold() {
     assert!(found.why.fixes[0].turn_seconds.total_cmp(&direct.estimate.turn_seconds).is_eq());
     assert_eq!(found.check.shortfall.keys().collect::<Vec<_>>(), ["Host"]);
     // The computer is not sold with more, and smaller parts of what is there save nothing.
-    let wanted = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1e6)], None)).unwrap();
+    let wanted = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1e6)], "")).unwrap();
     assert!(wanted.changes().iter().all(|change| change.answers.is_empty()), "{wanted:?}");
-    let reached = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1.0)], None)).unwrap();
+    let reached = want(&model, "m.gguf", &of(36), &asked(), (&[tg(1.0)], "")).unwrap();
     assert!(reached.reached && reached.budget.answers.is_empty(), "{reached:?}");
-    assert_eq!(upgrades(&model, &of(36), &asked(), None).unwrap(), []);
+    assert_eq!(upgrades(&model, &of(36), &asked(), "").unwrap(), []);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn main_memory_and_a_context_are_found_too_and_what_nothing_gives_is_said() {
     let mut machine = one_card(2600);
     machine.host.ram = Some(Bytes(2 * GIB));
     let context = [Want { what: Quantity::Ctx, value: 16384.0 }, Want { what: Quantity::Turn, value: 600.0 }];
-    let wanted = want(&model, "m.gguf", &machine, &asked(), (&context, Some(64.0))).unwrap();
+    let wanted = want(&model, "m.gguf", &machine, &asked(), (&context, "@64")).unwrap();
     assert!(!wanted.reached);
     let memory = &wanted.main_memory.answers[0];
     assert_eq!(memory.flags, ["-c", "16384", "--ram", &format!("{}G@64", memory.point.value / GIB)]);
@@ -205,9 +205,9 @@ fn main_memory_and_a_context_are_found_too_and_what_nothing_gives_is_said() {
     assert_eq!(memory.point.value, least * GIB);
     // What the machine has is no change of it.
     machine.host.ram = Some(Bytes(512 * GIB));
-    let enough = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], None)).unwrap().main_memory;
+    let enough = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], "")).unwrap().main_memory;
     assert!(enough.answers.is_empty() && enough.reason.unwrap().contains("with 513 GiB of main memory"));
-    let never = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], None)).unwrap();
+    let never = want(&model, "m.gguf", &machine, &asked(), (&[tg(1e6)], "")).unwrap();
     assert!(!never.is_reachable());
     assert!(never.changes().iter().all(|change| change.reason.is_some()), "{never:?}");
 }
@@ -233,7 +233,7 @@ fn an_upgrade_is_a_plan_for_the_machine_it_names() {
     let model = small("mixtral-8x7b");
     let mut machine = one_card(4000);
     machine.host.ram = Some(Bytes(16 * GIB));
-    let answers = upgrades(&model, &machine, &asked(), None).unwrap();
+    let answers = upgrades(&model, &machine, &asked(), "").unwrap();
     let labels: Vec<&str> = answers.iter().map(|answer| answer.point.label.as_str()).collect();
     assert_eq!(labels.len(), 4, "{labels:?}");
     assert_eq!(answers[0].flags, ["--gpu", "RTX 4090=4000M,RTX 4090=4000M"]);
@@ -274,7 +274,7 @@ fn no_coarse_split_is_better_than_the_shares() {
     {
         let machine = cards(budgets);
         let models = [a.clone(), b.clone()].map(|model| (model, "m.gguf".to_string(), asked()));
-        let found = together(&models, &machine, weights, None).unwrap();
+        let found = together(&models, &machine, weights, "").unwrap();
         let alone = [0, 1].map(|at| found.members[at].alone_seconds);
         let costs = found.members.iter().enumerate().map(|(at, member)| {
             weights.get(at).map_or(member.plan.turn_seconds, |weight| weight * member.plan.turn_seconds / alone[at])
@@ -331,7 +331,7 @@ fn what_shares_leave_over_goes_to_experts_and_to_contexts() {
     ] {
         let request = Request { context, ..asked() };
         let models = [a.clone(), b.clone()].map(|model| (model, "m.gguf".to_string(), request.clone()));
-        let found = together(&models, machine, &[], None).unwrap();
+        let found = together(&models, machine, &[], "").unwrap();
         assert!(found.fits, "{machine:?} {context:?}");
         let plans = || found.members.iter().map(|member| &member.plan);
         let row = |plan: &plan::Plan| plan.check.memory.get(&machine.devices[0].name).and_then(|row| row.total);

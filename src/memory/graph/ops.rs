@@ -412,10 +412,11 @@ impl Node<'_> {
         self.draft.make_if(fits, op, ne, &[self, k, weights, mask])
     }
 
-    /// This mask, closed but for these cells (`ggml_top_k_mask`).
-    pub fn top_k_mask(self, cells: Self) -> Self {
-        let (t, ne) = (self.tensor(), cells.shape());
-        self.make(Op::TopKMask, t.ty, [t.ne[0], ne[1], ne[2], ne[3]], &[self, cells])
+    /// This mask, closed but for these cells, or for the cells of these pools: then `pools` are their scores, all pools' cells, and
+    /// cells that are open besides (`ggml_top_k_mask`).
+    pub fn top_k_mask(self, best: Self, pools: &[Self]) -> Self {
+        let (t, ne) = (self.tensor(), best.shape());
+        self.make(Op::TopKMask, t.ty, [t.ne[0], ne[1], ne[2], ne[3]], &[&[self, best], pools].concat())
     }
 
     /// These residual streams summed by weights of their own, or of each of their elements (`ggml_dsv4_hc_pre`).

@@ -97,7 +97,7 @@ pub fn main_memory(check: &Checkup) -> Option<Block> {
     let taken = [ram, size(needs.process), size(needs.logits), size(needs.checkpoints), size(needs.reserve)];
     let shared = check.shared_memory.map(size);
     let columns = ["main memory", "program", "logits", "checkpoints, at most", "system"].into_iter();
-    let columns = columns.chain(shared.is_some().then_some("devices without their own"));
+    let columns = columns.chain(shared.is_some().then_some("devices that share it"));
     let columns: Vec<String> =
         columns.chain(["left for Host", "prompt cache, at most"]).map(|name| format!(">{name}")).collect();
     let row: Vec<String> = taken.into_iter().chain(shared).chain([left, cache]).collect();

@@ -44,6 +44,7 @@ impl Document for Checked {
             Block::Command("The command as llama.cpp accepts it; the figures are for this one".into(), command.clone())
         }));
         page.push(self.plan.iter().flat_map(|plan| beside(plan, check.fits())));
+        page.push(self.no_plan.as_ref().map(|why| Block::Prose(format!("No plan is shown for comparison: {why}."))));
         page.push(variants(&self.variants));
         page.push(by_device(check, Bytes(0)));
         page.push(self.projected.iter().flat_map(projected));
@@ -211,7 +212,10 @@ fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
         (false, None) => format!("A {what} fits, and takes {turn} a turn"),
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
-    vec![Block::Command(text, plan.command.clone()), Block::Command("This gives the plan".into(), plan.asked.clone())]
+    let undecided = plan.undecided.as_ref();
+    let asked =
+        undecided.map_or("This gives the plan".to_string(), |words| format!("This gives the plan, without {words}"));
+    vec![Block::Command(text, plan.command.clone()), Block::Command(asked, plan.asked.clone())]
 }
 
 /// A terminal shows it at once only where it decides something.
@@ -298,7 +302,7 @@ fn after_fitting(check: &Checkup) -> Vec<Block> {
     }
     let used = fit.memory.iter().filter_map(|(key, row)| Some(format!("{key} {}", row.total?)));
     text += &format!(" It takes {}.", used.collect::<Vec<_>>().join(", "));
-    vec![Block::Prose(text), Block::Command("After fitting".to_string(), shell(&fit.args).unwrap_or_default())]
+    vec![Block::Prose(text), Block::Command("What fitting sets".to_string(), shell(&fit.args).unwrap_or_default())]
 }
 
 /// `CUDA0 by 1.00 GiB`.
@@ -318,8 +322,9 @@ fn speeds(speed: &Speed) -> Vec<KeyFigure> {
     let generation = format!("{alone}, predicted {}{}", speed.within(Phase::Generate), without.unwrap_or_default());
     let together = speed.together.map(|all| {
         let note = format!(
-            "tokens/s each, {} together, predicted; all are answered in {}",
+            "tokens/s each, {} together, predicted {}; all are answered in {}",
             rate(all.tg),
+            speed.within_together(all.slots),
             seconds(all.turn_seconds)
         );
         KeyFigure::new(&format!("{} at once", all.slots), rate(all.each), note)
@@ -434,9 +439,10 @@ impl Plan {
 
     fn remedy(&self) -> &'static str {
         let host_only = self.check.shortfall.keys().all(|name| name == HOST);
+        let is_host_short = self.check.shortfall.contains_key(HOST);
         match (host_only, self.strategy) {
             (true, _) if self.machine.devices.is_empty() => "Describe your cards with --vram, or use a smaller file",
-            _ if host_only && self.machine.is_unified() => {
+            _ if is_host_short && self.machine.is_unified() => {
                 "Graphics and processor share main memory, so moving experts frees nothing: use a smaller file (--as Q3_K_M,Q2_K compares \
                  quantizations), or a smaller -c or -ub"
             }

@@ -1,5 +1,7 @@
 //! Many plans: curves over the budget or the context, and a table to step through.
 
+use std::cmp::Reverse;
+
 use super::plan::{about, blocks_on_host, budgets, fits, name};
 use super::{Block, Document, Page, Slider, WhatIf, dotted};
 use crate::machine::Machine;
@@ -9,9 +11,11 @@ use crate::plan::sweep::{Plans, Point, SweepDocument, Variable};
 use crate::report::chart::{self, Lines, Series};
 use crate::report::table::{Table, row};
 use crate::run::command::shell;
-use crate::speed::Phase;
+use crate::speed::{Phase, Speed};
 
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
+/// Where the context is what varies.
+const WITHOUT_CONTEXT: &str = "fits|>experts on devices|>blocks on host|>-ub|>pp|>tg|>turn";
 
 impl Document for SweepDocument {
     fn pages(&self) -> Vec<Page> {
@@ -73,20 +77,24 @@ fn what_if(
     start: Option<usize>,
     machine: &Machine,
 ) -> Vec<Block> {
+    let is_by_context = axes.first().is_some_and(|axis| axis.what == "context");
     let row = |(point, _, more): &(&Point, &ModelSummary, Vec<String>)| {
-        let shown = row![
+        let placed = row![
             fits(point.fits, &point.shortfall),
             point.placement.routed_expert_bytes_on_devices,
             blocks_on_host(&point.placement),
-            thousands(point.n_ctx.into()),
+        ];
+        let context = (!is_by_context).then(|| thousands(point.n_ctx.into()));
+        let shown = row![
             thousands(point.n_ubatch.into()),
             rate(point.speed.pp),
             rate(point.speed.tg),
             seconds(point.turn_seconds),
         ];
-        [point.label.clone()].into_iter().chain(more.clone()).chain(shown)
+        [point.label.clone()].into_iter().chain(more.clone()).chain(placed).chain(context).chain(shown)
     };
-    let table = Table::rows_of(&format!("{columns}|{COLUMNS}"), points.iter().map(row));
+    let rest = if is_by_context { WITHOUT_CONTEXT } else { COLUMNS };
+    let table = Table::rows_of(&format!("{columns}|{rest}"), points.iter().map(row));
     let command = |(point, model, _): &(&Point, &ModelSummary, _)| {
         let start = ["llama-server", "-m", &model.path];
         let words: Vec<&str> = start.into_iter().chain(point.args.iter().map(String::as_str)).collect();
@@ -97,13 +105,33 @@ fn what_if(
     let start = start.or(points.iter().position(|(point, ..)| point.fits)).unwrap_or(0);
     let mut blocks = vec![Block::WhatIf(WhatIf { axes, table, commands, start })];
     blocks.extend(machine.budget_notes().map(Block::Prose));
-    // What the columns of speeds are, with the least certain one's uncertainty.
-    let speeds = points.iter().map(|(point, ..)| &point.speed);
-    blocks.extend(speeds.max_by(|a, b| a.uncertainty.total_cmp(&b.uncertainty)).map(|speed| {
-        let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
-        Block::Prose(format!("Predicted: pp {pp}, tg {tg}, in tokens/s ({})", speed.basis))
-    }));
+    let is_grid = points.windows(2).any(|pair| pair[0].0.label == pair[1].0.label);
+    let labelled = points.iter().map(|(point, ..)| {
+        let label = if is_grid { format!("{} with -c {}", point.label, point.n_ctx) } else { point.label.clone() };
+        (label, &point.speed)
+    });
+    blocks.extend(certainty(labelled));
     blocks
+}
+
+/// What the columns of speeds are: of the rows that are as certain as most of them, then of the others by their names.
+pub(super) fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> impl Iterator<Item = Block> {
+    let mut alike: Vec<(String, &str, Vec<String>)> = Vec::new();
+    for (label, speed) in rows {
+        let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
+        let within = format!("pp {pp}, tg {tg}, in tokens/s");
+        match alike.iter_mut().find(|(known, ..)| *known == within) {
+            Some((.., labels)) => labels.push(label),
+            None => alike.push((within, &speed.basis, vec![label])),
+        }
+    }
+    // The sort is stable: of as many rows the first come first.
+    alike.sort_by_key(|(.., labels)| Reverse(labels.len()));
+    let text = |(at, (within, basis, labels)): (usize, (String, &str, Vec<String>))| match at {
+        0 => Block::Prose(format!("Predicted: {within} ({basis})")),
+        _ => Block::Prose(format!("Predicted for {}: {within} ({basis})", labels.join(", "))),
+    };
+    alike.into_iter().enumerate().map(text).collect::<Vec<_>>().into_iter()
 }
 
 impl SweepDocument {
@@ -141,5 +169,33 @@ impl SweepDocument {
         let lines = Lines { x, y: unit.into(), series, x_is_bytes, ..Lines::default() };
         let text = format!("One plan per {what}; points that do not fit are left out.");
         Block::lines(&format!("{title} by {what}, predicted"), text, lines, table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_is_as_certain_as_its_footnote_says() {
+        let speed = |share: f64, basis: &str| Speed {
+            pp: 1.0,
+            tg: 1.0,
+            basis: basis.into(),
+            uncertainty: share,
+            uncertainty_pp: share,
+            uncertainty_tg: 0.4,
+            speculation: None,
+            together: None,
+        };
+        let (usual, disk) = (speed(0.5, "table"), speed(0.7, "table; disk"));
+        let rows = [("4 GiB", &disk), ("8 GiB", &usual), ("12 GiB", &usual)];
+        let told = |rows: &[(&str, &Speed)]| -> Vec<String> {
+            let blocks = certainty(rows.iter().map(|(label, speed)| ((*label).to_string(), *speed)));
+            blocks.map(|block| if let Block::Prose(text) = block { text } else { String::new() }).collect()
+        };
+        let most = "Predicted: pp ±50%, tg ±40%, in tokens/s (table)";
+        assert_eq!(told(&rows), [most, "Predicted for 4 GiB: pp ±70%, tg ±40%, in tokens/s (table; disk)"]);
+        assert_eq!(told(&rows[1..]), [most]);
     }
 }

@@ -81,6 +81,9 @@ pub(super) fn linear_attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &StateInpu
     l.write_states(new_state, ssm_states);
     let z = z.reshape(&[v_dim, n_v, n_tokens, n_seqs]);
     let rows = l.norm("ssm_norm", output) * if is_exp { z.sigmoid() } else { z.silu() };
+    if l.plan.rules.delta_nets_are_flat {
+        return l.mm("ssm_out", rows.reshape(&[v_dim * n_v, n_tokens * n_seqs]));
+    }
     let rows = l.mm("ssm_out", rows.reshape(&[v_dim * n_v, n_tokens, n_seqs]));
     rows.reshape(&[l.n_embd, n_tokens * n_seqs])
 }

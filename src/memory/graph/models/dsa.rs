@@ -126,12 +126,14 @@ impl<'g> Builder<'g> {
         let top_k = u64::from(self.plan.caches.hparams.indexer_top_k).min(k.ne(2));
         q.lightning_indexer(k, weights, mask).top_k(top_k).cont()
     }
+}
 
+impl<'g> Layer<'g> {
     /// A mask with all but the chosen cells masked out; `zeros` is the type of what opens them.
-    pub(super) fn mask_of(&self, mask: Node<'g>, chosen: Node<'g>, zeros: GgmlType) -> Node<'g> {
+    pub(super) fn mask_of(self, mask: Node<'g>, chosen: Node<'g>, zeros: GgmlType) -> Node<'g> {
         if self.plan.fused.masks {
             let m = mask.shape();
-            return mask.top_k_mask(chosen.reshape(&[chosen.ne(0), m[1], m[2], m[3]]));
+            return self.probed(mask.top_k_mask(chosen.reshape(&[chosen.ne(0), m[1], m[2], m[3]]), &[]));
         }
         let all = mask.op(Op::Fill);
         let (t, c) = (all.tensor(), chosen.tensor());

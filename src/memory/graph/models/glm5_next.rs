@@ -1,6 +1,6 @@
 //! glm5-next: delta attention and latents seen through pools of cells, joined by mixed residual streams.
 //!
-//! Source: `src/models/glm5-next.cpp`, llama.cpp b11434.
+//! Source: `src/models/glm5-next.cpp`, llama.cpp b11434 and b12032.
 
 use super::super::attention::{Extras, Qkv};
 use super::super::cache::CacheInputs;
@@ -22,8 +22,8 @@ const MAX_GATHERED: u32 = 16;
 struct Inputs<'g> {
     latent: CacheInputs<'g>,
     pools: Pools<'g>,
-    /// Which of a token's chosen cells count.
-    live: Node<'g>,
+    /// Which of a token's chosen cells count, where the mask is not one operation.
+    live: Option<Node<'g>>,
     has_tail: bool,
     gathers: bool,
 }
@@ -52,10 +52,11 @@ fn inputs<'g>(b: &'g Builder<'g>) -> Inputs<'g> {
     let has_tail = b.hparams().value(tail).is_none() || b.flag(tail);
     // Cells that a token's choice has room for.
     let n_sel = pools.size * pools.n_top + if has_tail { pools.size - 1 } else { 0 };
-    let live = b.draft.input(f32(), &[n_sel, 1, 1, b.n_tokens]).expand();
-    let numbers = b.plan.numbers;
+    let (numbers, rules) = (b.plan.numbers, b.plan.rules);
+    let is_one = rules.pools_replace_masks && b.plan.fused.masks;
+    let live = (!is_one).then(|| b.draft.input(f32(), &[n_sel, 1, 1, b.n_tokens]).expand());
     let widest = u64::from(b.plan.caches.hparams.indexer_top_k) + pools.size - 1;
-    let gathers = numbers.n_ubatch <= MAX_GATHERED && u64::from(numbers.n_ctx) > widest;
+    let gathers = rules.gathers_latents && numbers.n_ubatch <= MAX_GATHERED && u64::from(numbers.n_ctx) > widest;
     Inputs { latent, pools, live, has_tail, gathers }
 }
 
@@ -73,26 +74,34 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, inputs: &Inputs<'g>, chosen: &mut Op
     *chosen = Some(choice);
     l.draft.expand(&[q, latent]);
     l.store_k(CacheKind::Base, l.il, latent, inputs.latent.k_idxs);
-    let rows = if inputs.gathers {
-        gathered(l, q, choice, inputs, sizes)
-    } else {
-        let mask = choice.reshape(&inputs.latent.mask.shape());
-        let k = l.get_k(CacheKind::Base, l.il, sizes.latent, 1);
-        let v = k.view(&k.shape(), &k.strides()[1..], 0);
-        l.mha(Qkv { q, k, v }, mask, Some(l.weight("attn_v_b")), Extras::default())
+    let rows = match inputs.live.filter(|_| inputs.gathers) {
+        Some(live) => gathered(l, q, choice, live, inputs, sizes),
+        None => {
+            let mask = choice.reshape(&inputs.latent.mask.shape());
+            let k = l.get_k(CacheKind::Base, l.il, sizes.latent, 1);
+            let v = k.view(&k.shape(), &k.strides()[1..], 0);
+            l.mha(Qkv { q, k, v }, mask, Some(l.weight("attn_v_b")), Extras::default())
+        }
     };
     l.raw_mm("attn_output", rows)
 }
 
 /// Attention over the chosen latents, read one by one.
-fn gathered<'g>(l: Layer<'g>, q: Node<'g>, choice: Node<'g>, inputs: &Inputs<'g>, sizes: Sizes) -> Node<'g> {
+fn gathered<'g>(
+    l: Layer<'g>,
+    q: Node<'g>,
+    choice: Node<'g>,
+    live: Node<'g>,
+    inputs: &Inputs<'g>,
+    sizes: Sizes,
+) -> Node<'g> {
     inputs.latent.mask.expand();
     let (n_sel, n_tokens) = (choice.ne(0), l.n_tokens);
     let k = l.keys(CacheKind::Base, l.il);
     let t = k.tensor();
     let cells = k.view(&[t.ne[0], t.ne[1] * t.ne[2]], &[t.nb[1]], 0);
     let k = cells.get_rows(choice.reshape(&[n_sel * n_tokens])).reshape(&[sizes.latent, n_sel, 1, n_tokens]);
-    let scores = k.mm(q.permute([0, 2, 3, 1])).soft_max_masked(inputs.live);
+    let scores = k.mm(q.permute([0, 2, 3, 1])).soft_max_masked(live);
     let rows = l.raw_mm("attn_v_b", k.transpose().cont().mm(scores));
     rows.permute(HEADS).cont().reshape(&[rows.ne(0) * sizes.n_head, n_tokens])
 }
@@ -105,6 +114,9 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, low: Node<'g>, inputs: &Inputs<'g>) -> 
     let keys = pooled_keys(l, x, head, pools);
     let scores = q.lightning_indexer(keys, l.raw_mm("indexer.proj", x).scale(), pools.mask);
     let best = scores.top_k(pools.n_top);
+    let Some(live) = inputs.live else {
+        return l.probed(pools.mask_of(scores, best, inputs.has_tail, mask));
+    };
     let order = pools.best_scores(scores, best).reshape(&[pools.n_top, n_tokens]).argsort();
     let best = best.cast(f32()).reshape(&[1, pools.n_top, n_tokens]).get_rows(order);
     let best = best.reshape(&[pools.n_top, n_tokens]).cont().cast(i32());
@@ -113,10 +125,11 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, low: Node<'g>, inputs: &Inputs<'g>) -> 
         return choice;
     }
     let n_sel = choice.expand().ne(0);
-    let live = inputs.live.reshape(&[n_sel, n_tokens]).exp();
+    let live = live.reshape(&[n_sel, n_tokens]).exp();
     let dump = l.draft.make(Op::Arange, f32(), [n_sel, 1, 1, 1], &[]);
     let open = open_cells(choice, live, dump, mask, pools.n_kv);
-    open.view(&[pools.n_kv, n_tokens], &[open.nb(2)], 0) + mask.reshape(&[pools.n_kv, n_tokens])
+    let open = open.view(&[pools.n_kv, n_tokens], &[open.nb(2)], 0);
+    if l.plan.rules.pools_replace_masks { open.cont() } else { open + mask.reshape(&[pools.n_kv, n_tokens]) }
 }
 
 /// The keys of all pools; those that the batch completes are means of their cells' keys, weighted by gates.

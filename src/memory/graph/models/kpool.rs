@@ -1,7 +1,7 @@
 //! Indexers that score pools of neighbouring cells instead of cells.
 //!
 //! Source: `src/llama-memory-hybrid-idx.cpp` (`kpool_pad`, `kpool_access`), `src/models/glm5-next.cpp`
-//! `build_kpool_select`, `src/models/qwen4exp.cpp` `build_qsa_sel`, llama.cpp b11434.
+//! `build_kpool_select`, `src/models/qwen4exp.cpp` `build_qsa_sel`, llama.cpp b11434 and b12032.
 
 use super::super::inputs::i64_type;
 use super::super::tensor::{Node, Tensor, row_size};
@@ -51,13 +51,18 @@ impl<'g> Pools<'g> {
         let n_pool = (n_new + 1).next_multiple_of(64);
         let n_top = n_pool.min(u64::from(b.plan.caches.hparams.indexer_top_k) / size);
         let input = |ty, dims: &[u64]| b.draft.input(ty, dims);
+        let new_members = match (b.plan.rules.pools_replace_masks, b.arch.name == "qwen4exp") {
+            (true, false) => input(i32(), &[size * n_new]),
+            (true, true) => input(i32(), &[size, n_new]).reshape(&[size * n_new]),
+            (false, _) => input(i32(), &[size, n_new]),
+        };
         Self {
             k_idxs: b.inp_k_idxs(),
             cells: input(i32(), &[n_pool]).expand(),
             members: input(i32(), &[size, n_pool]).expand(),
             mask: input(f16(), &[n_pool, b.n_tokens]).expand(),
             tail: input(i32(), &[size - 1, b.n_tokens]).expand(),
-            new_members: input(i32(), &[size, n_new]),
+            new_members,
             new_rows: input(i64_type(), &[n_new]),
             size,
             n_pool,
@@ -70,6 +75,13 @@ impl<'g> Pools<'g> {
     /// The scores of the best pools.
     pub(super) fn best_scores(&self, scores: Node<'g>, best: Node<'g>) -> Node<'g> {
         scores.reshape(&[1, self.n_pool, self.mask.ne(1)]).get_rows(best)
+    }
+
+    /// The mask, of the type of `like`, that opens the cells of the best pools, and of the incomplete one if `has_tail`.
+    pub(super) fn mask_of(&self, scores: Node<'g>, best: Node<'g>, has_tail: bool, like: Node<'g>) -> Node<'g> {
+        let all = like.draft.filled(like.tensor().ty, &[self.n_kv]);
+        let pools = [Some(scores), Some(self.members), has_tail.then_some(self.tail)];
+        all.top_k_mask(best, &pools.into_iter().flatten().collect::<Vec<_>>())
     }
 
     /// The cells of the best pools, and of the incomplete one if `has_tail`.
@@ -89,7 +101,10 @@ impl<'g> Layer<'g> {
         let packed = brought.concat(self.draft.filled(f32(), &[head, n_tokens]), 0);
         let packed = packed.reshape(&[width + head, 1, n_tokens]);
         self.store_k(CacheKind::Indexer, self.il, packed, pools.k_idxs);
-        let members = pools.new_members.reshape(&[pools.size * pools.n_new]);
+        let members = pools.new_members;
+        // A view of each layer's own is one more upload.
+        let members =
+            if self.plan.rules.pools_replace_masks { members } else { members.reshape(&[pools.size * pools.n_new]) };
         self.pool_cells(width, 0).get_rows(members).reshape(&[width, pools.size, pools.n_new])
     }
 

@@ -1,6 +1,6 @@
 //! qwen4exp: delta nets and attention to pools of cells, n-gram embeddings, layers joined by gated residual streams.
 //!
-//! Source: `src/models/qwen4exp.cpp`, llama.cpp b11434.
+//! Source: `src/models/qwen4exp.cpp`, llama.cpp b11434 and b12032.
 
 use super::super::attention::AttnInputs;
 use super::super::cache::CacheInputs;
@@ -52,9 +52,11 @@ pub(super) fn drafted<'g>(l: Layer<'g>, streams: Node<'g>) -> Node<'g> {
 
 /// Builds the graph.
 pub(super) fn build<'g>(b: &'g Builder<'g>) {
+    let first = b.plan.rules.looks_up_first.then(|| ngrams(b));
     let (rows, states, base) = (b.tokens(), b.inp_rs(), b.inp_kv(CacheKind::Base));
     let chooser = Chooser::of(b);
-    let (positions, out_ids, grams) = (b.inp_pos(), b.inp_out_ids(), ngrams(b));
+    let (positions, out_ids) = (b.inp_pos(), b.inp_out_ids());
+    let grams = first.unwrap_or_else(|| ngrams(b));
     let mut streams = b.streams(rows).expand();
     for l in b.layers() {
         l.tap(streams);
@@ -75,6 +77,10 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         streams = write_streams(l, x, streams, inject);
         let (x, inject) = read_streams(l, "hc_ffn", streams);
         streams = l.bound(write_streams(l, feed_forward(l, &PLAIN, x), streams, inject));
+    }
+    if b.plan.rules.keeps_streams {
+        let ne = streams.shape();
+        streams.reshape(&[ne[0] * ne[1], ne[2]]).expand();
     }
     logits(b, last_stream(b, streams));
 }
@@ -103,6 +109,10 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, chooser: &Chooser<'g>, positions: Node<
     let q = l.norm("indexer.q_norm", q).rope(positions, None);
     let scores = q.lightning_indexer(keys, l.draft.filled(f32(), &[n_head, n_tokens]), pools.mask);
     let best = scores.top_k(pools.n_top);
+    let newer = l.plan.rules.pools_replace_masks;
+    if newer && l.plan.fused.masks {
+        return l.probed(pools.mask_of(scores, best, true, mask));
+    }
     let choice = pools.chosen_cells(best, true).expand();
     let live = pools.best_scores(scores, best).scale().clamp().repeat(&[pools.size, pools.n_top, n_tokens]);
     let tail = pools.tail.cast(f32()).scale().clamp();
@@ -110,6 +120,9 @@ fn choose<'g>(l: Layer<'g>, x: Node<'g>, chooser: &Chooser<'g>, positions: Node<
     let dump = live.op(Op::Fill).op(Op::CumSum).scale();
     let open = open_cells(choice, live, dump, mask, pools.n_kv);
     let (row, ne) = (open.nb(2), mask.shape());
+    if newer {
+        return open.view(&[pools.n_kv, n_tokens], &[row], 0).cont();
+    }
     open.view(&[pools.n_kv, ne[1], ne[2], ne[3]], &[row, row * ne[1], row * ne[1] * ne[2]], 0) + mask
 }
 
@@ -208,12 +221,14 @@ fn mixed_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, 
 /// A layer's input, and how much each stream takes of its output.
 fn read_streams<'g>(l: Layer<'g>, name: &str, streams: Node<'g>) -> (Node<'g>, Node<'g>) {
     let (x, normed) = mixed_streams(l, name, streams);
-    (x, l.raw_mm(&format!("{name}_inject"), normed))
+    let inject = l.raw_mm(&format!("{name}_inject"), normed);
+    (x, if l.plan.rules.pools_replace_masks { inject.scale() } else { inject })
 }
 
 /// The streams after a layer's output (`build_hc_combine`).
 fn write_streams<'g>(l: Layer<'g>, x: Node<'g>, streams: Node<'g>, inject: Node<'g>) -> Node<'g> {
-    let taken = inject.scale().sigmoid().scale();
+    let inject = if l.plan.rules.pools_replace_masks { inject } else { inject.scale() };
+    let taken = inject.sigmoid().scale();
     if l.plan.fused.post {
         return l.probed(x.hc_post(streams, taken, None));
     }
