@@ -17,7 +17,6 @@ use crate::memory::{
 use crate::model::Model;
 use crate::number::fixed;
 use crate::placement::{self, Placement, pattern};
-use crate::rules::Role;
 use crate::run::visible::Visible;
 use crate::run::{
     Dialect, LoadMode, ParsedCommand, Program, ResolvedRun, RunConfig, Target, dialect, numbers, visible,
@@ -453,16 +452,22 @@ fn means_something(lints: &[Lint]) -> bool {
     lints.iter().all(|lint| lint.severity != Severity::Error || lints::is_mended(&lint.code))
 }
 
+const CPU_MOE: [&str; 2] = ["-cmoe", "--cpu-moe"];
+
 /// The launch with ik_llama.cpp's `-ncmoe` made overrides of, which takes the model and the layers' devices.
-fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
+pub fn carried_out(model: &Model, machine: &Machine, command: &ParsedCommand) -> Result<RunConfig, memory::Error> {
     let mut run = command.run.clone();
+    let is_ik = run.target.dialect == Dialect::Ik;
+    if is_ik && run.fit {
+        let devices = placement::place(model, machine, &RunConfig { fit: false, ..run.clone() })?.devices;
+        run = placement::by_size::fitted(model, machine, &run, &devices);
+    }
+    // What moves all experts comes after the person's own rules, too.
+    run.overrides.sort_by_key(|rule| is_ik && CPU_MOE.contains(&rule.origin.as_str()));
     if let Some(wanted) = &command.last_blocks {
-        let layers = placement::place(model, machine, &run)?.layers;
-        let experts = model.tensors.iter().filter(|tensor| tensor.role == Role::RoutedExpert);
-        let blocks: BTreeSet<u32> = experts.filter_map(|tensor| tensor.block).collect();
-        let device = |block: u32| layers.get(block as usize).copied().flatten();
-        let blocks: Vec<(u32, Option<u16>)> = blocks.into_iter().map(|block| (block, device(block))).collect();
-        run.overrides.extend(dialect::last_blocks(wanted, &blocks));
+        let placement = placement::place(model, machine, &run)?;
+        let blocks = placement.layers.split_last().map_or(&[][..], |(_, blocks)| blocks);
+        run.overrides.extend(dialect::host_blocks(wanted, blocks, &placement.devices, run.rules()));
     }
     Ok(run)
 }
@@ -614,14 +619,11 @@ fn basis_rows(target: Target, machine: &Machine, placement: &Placement) -> Vec<B
             vec![row("build", format!("{}: {}", target.name(), target.memory()))]
         }
         Dialect::Ik => vec![
-            row(
-                "model",
-                "ik_llama.cpp: its -ncmoe takes the last blocks of each device (since August 2026)".to_string(),
-            ),
-            row("context", "ik_llama.cpp: full length in every layer, NextN blocks included, latent rows by -mla (default 3), no indexer".to_string()),
+            row("build", target.memory()),
+            row("context", "ik_llama.cpp: full length in every layer, latent rows by -mla (default 3)".to_string()),
             row(
                 "compute",
-                "ik_llama.cpp: llama.cpp's figure; -fmoe, -mla and -amb change it, uncertain by half".to_string(),
+                "ik_llama.cpp: its own graph laid out and allocated; delta nets as llama.cpp has them".to_string(),
             ),
         ],
     };

@@ -207,7 +207,7 @@ macro_rules! named {
         fn every_named_type_has_its_row() { $( assert_eq!($constant().name, $name); )* }
     };
 }
-named! { f32 = "f32", f16 = "f16", bf16 = "bf16", i32 = "i32" }
+named! { f32 = "f32", f16 = "f16", bf16 = "bf16", i32 = "i32", q8_0 = "q8_0" }
 
 #[cfg(test)]
 mod tests {

@@ -73,7 +73,7 @@ impl Target {
         let batch = match tensor.op {
             Op::GetRows => 0,
             Op::MulMat => tensor.ne[1],
-            Op::MulMatId | Op::Rope => tensor.ne[2],
+            Op::MulMatId | Op::ExpertHidden | Op::Rope => tensor.ne[2],
             _ if self.backend == Backend::Metal => 0,
             _ => tensor.rows(),
         };
@@ -99,10 +99,10 @@ impl Target {
     }
 
     /// The bytes that a tensor takes in its compute buffer.
-    pub fn alloc_size(&self, tensors: &[Tensor], tensor: &Tensor) -> u64 {
+    pub fn alloc_size(&self, tensors: &[Tensor], tensor: &Tensor, attention_copies: bool) -> u64 {
         let mut bytes = tensor.bytes();
         if self.is_cuda() && self.device.is_some() {
-            if tensor.op == Op::FlashAttnExt {
+            if tensor.op == Op::FlashAttnExt && attention_copies {
                 bytes = flash_attn_bytes(tensors, tensor);
             }
             return self.backend.alloc_size(tensor.ty, tensor.ne, crate::bytes::Bytes(bytes)).0;
@@ -120,7 +120,7 @@ fn cuda_supports(tensors: &[Tensor], tensor: &Tensor) -> bool {
     let src = |i: usize| tensor.sources().get(i).map(|s| &tensors[s.index()]);
     let Some(a) = src(0) else { return true };
     match tensor.op {
-        Op::Unary(Unary::Other) | Op::Pool | Op::Plain => true,
+        Op::Unary(Unary::Other) | Op::Pool | Op::Plain | Op::ExpertHidden => true,
         Op::Unary(_) => a.is_contiguous(),
         Op::Glu(Glu::SwigluOai | Glu::SwigluClamp) if a.ty.name == "bf16" => false,
         Op::Glu(_) => a.is_contiguous_from(1),
@@ -287,7 +287,7 @@ mod tests {
     fn attention_to_a_quantized_cache_needs_its_copies_in_f16() {
         let bytes = |ty| {
             let (graph, rows) = attention(128, ty);
-            CUDA.alloc_size(&graph.tensors, graph.tensor(rows))
+            CUDA.alloc_size(&graph.tensors, graph.tensor(rows), true)
         };
         let (plain, copied) = (128 * 512 * 32 * 4, 2 * 128 * 1024 * 4 * 2);
         assert_eq!((bytes("f16"), bytes("q8_0"), bytes("bf16")), (plain, plain + copied, plain + copied));

@@ -6,6 +6,7 @@ use crate::arch::{Arch, Kept, Memory};
 use crate::gguf::{GgmlType, ggml_type};
 use crate::model::Model;
 use crate::model::hparams::{ContextHParams, LayerHParams};
+use crate::placement::by_size::{latents, mla};
 use crate::run::behaviour::{Latent, Rules};
 use crate::run::numbers::{ContextNumbers, padded};
 use crate::run::{FlashAttn, RunConfig};
@@ -85,6 +86,8 @@ pub struct CacheLayer {
     pub n_embd_k: u64,
     /// Elements of its second tensor (`n_embd_v_gqa`, `n_embd_s`); 0 where there is none.
     pub n_embd_v: u64,
+    /// Elements of a row of the first tensor where that is not a cell, and the second is one row.
+    pub row: Option<u64>,
 }
 
 /// What a cache is for.
@@ -172,12 +175,15 @@ pub fn caches(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Cache
 
 /// The caches of the graph: of builds and forks whose own graph is not built those that today's has.
 pub fn of_graph(model: &Model, run: &RunConfig, numbers: &ContextNumbers) -> Caches {
+    // ik_llama.cpp's layers with a window have masks of their own, as wide as the context.
+    let run = &RunConfig { swa_full: run.swa_full || run.rules().one_cache, ..run.clone() };
     let rules = Rules {
         windows: true,
         indexers: true,
-        latent: Latent::ByKeys,
+        latent: if run.rules().one_cache && model.hparams.arch().mla { Latent::ByFlag } else { Latent::ByKeys },
         nextn_cached: false,
         widest_values: true,
+        one_cache: false,
         ..run.rules()
     };
     of_rules(model, run, numbers, rules)
@@ -203,6 +209,7 @@ fn of_rules(model: &Model, run: &RunConfig, numbers: &ContextNumbers, rules: Rul
 fn class(arch: &Arch, hparams: &ContextHParams, rules: Rules) -> MemoryClass {
     let windowed = hparams.swa.is_some() && rules.windows;
     match arch.memory {
+        Memory::Msa if rules.one_cache => MemoryClass::Kv,
         Memory::Dsa | Memory::DsaIswa | Memory::Msa | Memory::DsaIfIndexed if !rules.indexers => {
             if windowed {
                 MemoryClass::Iswa
@@ -257,6 +264,15 @@ impl Builder<'_> {
             MemoryClass::Kv => vec![self.base(|il, _| self.plain(il))],
             MemoryClass::Iswa => self.iswa(|il, _| self.plain(il)),
             MemoryClass::Recurrent => self.states(|_, _| true),
+            MemoryClass::Dsa if self.rules.one_cache => {
+                // `llama_kv_cache_init`: of layers that state a choice, whose pattern is in no file, in F16 (`-ictk`).
+                let is_chosen = |il: u32| mla(self.model, self.run) != 0 && (il < 2 || il % 4 == 2);
+                let keys = |il: u32| format!("blk.{il}.indexer.attn_k.weight");
+                let has = |il: u32| self.model.tensors.iter().any(|tensor| tensor.name == keys(il));
+                let widths = self.indexer_widths(1, true);
+                let indexer = self.indexer(&widths, |il, _| in_trunk(il) && is_chosen(il) && has(il));
+                vec![self.base(|il, _| self.plain(il)), Cache { type_k: ggml_type::f16(), ..indexer }]
+            }
             MemoryClass::Dsa => {
                 let mut list = vec![self.base(|il, _| self.arch.memory == Memory::DsaIfIndexed || in_trunk(il))];
                 list.push(self.indexer(&self.indexer_widths(1, false), |il, l| in_trunk(il) && l.is_indexer_full));
@@ -317,7 +333,8 @@ impl Builder<'_> {
         let has_trunk = self.hparams.n_layer > 0;
         let owns = self.hparams.n_layer_kv_from_start.is_none_or(|n| il < n);
         let runs = il < self.hparams.n_layer || !has_trunk || self.hparams.has_router_layer;
-        owns && (runs || self.rules.nextn_cached)
+        let drafts = self.rules.one_cache && self.run.mtp;
+        owns && (runs || drafts || self.rules.nextn_cached)
     }
 
     /// The attention layers of a hybrid.
@@ -346,31 +363,12 @@ impl Builder<'_> {
         let v = || layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_v)).collect();
         let is_view = self.hparams.is_mla && self.rules.latent == Latent::ByKeys;
         if let (Latent::ByFlag, true) = (self.rules.latent, self.arch.mla) {
-            return self.latents(self.run.mla.unwrap_or(3));
+            let (k, v) = latents(self.model, self.run).into_iter().unzip();
+            return Widths { k, v };
         }
         Widths {
             k: layers.iter().map(|l| width(l.n_head_kv, l.n_embd_head_k)).collect(),
             v: if is_view { Vec::new() } else { self.transposed(v()) },
-        }
-    }
-
-    /// ik_llama.cpp's rows by `-mla` (`llama_kv_cache_init`): latents and positions, with 1 and no flash attention the latents again;
-    /// with 0 the heads' keys and values, which a file of today's llama.cpp states apart.
-    fn latents(&self, mla: u32) -> Widths {
-        let key = |name: &str| self.model.hparams.u64(name).unwrap_or(0);
-        let (rank, layers) = (key("attention.kv_lora_rank"), &self.hparams.layers);
-        let by_head = |stated: &str, layer: &LayerHParams, plain: u32| match key(stated) {
-            0 => u64::from(layer.n_head_kv) * u64::from(plain),
-            head => u64::from(layer.n_head) * head,
-        };
-        let of_all = |width: u64| vec![width; layers.len()];
-        match (mla, self.v_trans) {
-            (0, _) => Widths {
-                k: layers.iter().map(|l| by_head("attention.key_length_mla", l, l.n_embd_head_k)).collect(),
-                v: layers.iter().map(|l| by_head("attention.value_length_mla", l, l.n_embd_head_v)).collect(),
-            },
-            (1, true) => Widths { k: of_all(rank + key("rope.dimension_count")), v: of_all(rank) },
-            _ => Widths { k: of_all(rank + key("rope.dimension_count")), v: Vec::new() },
         }
     }
 
@@ -401,17 +399,25 @@ impl Builder<'_> {
         keeps: impl Fn(u32, &LayerHParams) -> bool,
     ) -> Cache {
         let layers = (0u32..).zip(&self.hparams.layers).zip(&widths.k).filter(|((il, layer), _)| keeps(*il, layer));
-        let layers = layers.map(|((il, _), k)| CacheLayer {
+        let head = |k: u64, layer: &LayerHParams| k.checked_div(u64::from(layer.n_head_kv)).unwrap_or(k);
+        let is_latent = self.rules.latent == Latent::ByFlag && self.arch.mla && mla(self.model, self.run) != 0;
+        let layers = layers.map(|((il, layer), k)| CacheLayer {
             il,
             n_embd_k: *k,
             // Without a list V is a view of K.
             n_embd_v: widths.v.get(il as usize).copied().unwrap_or(0),
+            row: self.rules.one_cache.then(|| if is_latent { *k } else { head(*k, layer) }),
         });
         Cache {
             kind,
             cells,
             n_stream,
-            type_k: self.run.type_k,
+            // ik_llama.cpp's latents without flash attention are of V's type, but for those with V apart.
+            type_k: if is_latent && self.v_trans && mla(self.model, self.run) != 1 {
+                self.run.type_v
+            } else {
+                self.run.type_k
+            },
             type_v: self.run.type_v,
             layers: layers.collect(),
             tokens_per_cell: (kind != CacheKind::Swa || self.run.swa_full).then_some(1),
@@ -461,11 +467,13 @@ impl Builder<'_> {
             layers: (0u32..)
                 .zip(&self.hparams.layers)
                 .filter(|(il, l)| *il < self.hparams.n_layer && keeps(*il, l) && (!ple || l.is_ple))
-                .map(|(il, _)| CacheLayer { il, n_embd_k, n_embd_v })
+                .map(|(il, _)| CacheLayer { il, n_embd_k, n_embd_v, row: None })
                 .collect(),
             tokens_per_cell: None,
         };
-        let mut list = vec![state(CacheKind::Recurrent, self.hparams.n_embd_r, self.hparams.n_embd_s, false)];
+        let (convolved, scanned) = (self.hparams.n_embd_r, self.hparams.n_embd_s);
+        let (n_embd_r, n_embd_s) = if self.rules.one_cache { (convolved + scanned, 0) } else { (convolved, scanned) };
+        let mut list = vec![state(CacheKind::Recurrent, n_embd_r, n_embd_s, false)];
         if self.hparams.ple_conv_state > 0 {
             list.push(state(CacheKind::PleState, self.hparams.ple_conv_state, 0, true));
         }
@@ -495,7 +503,7 @@ impl Builder<'_> {
             layers: (0u32..)
                 .zip(&self.hparams.layers)
                 .filter(|(il, l)| *il < self.hparams.n_layer && l.compress_ratio == ratio)
-                .map(|(il, _)| CacheLayer { il, n_embd_k: n_embd, n_embd_v: n_embd })
+                .map(|(il, _)| CacheLayer { il, n_embd_k: n_embd, n_embd_v: n_embd, row: None })
                 .collect(),
             tokens_per_cell: None,
         };

@@ -13,8 +13,8 @@ use super::graph::{self, Batch, Fused, Plan};
 use super::sched::{Scheduled, Scheduler};
 use crate::bytes::Bytes;
 use crate::machine::Backend;
-use crate::placement::Placement;
-use crate::run::{ContextNumbers, FlashAttn, SplitMode};
+use crate::placement::{Placement, by_size};
+use crate::run::{ContextNumbers, FlashAttn, Rules, SplitMode};
 
 /// The most bytes of one tensor that any driver takes without 64-bit indexing.
 pub const VULKAN_LONGEST: u64 = super::vulkan::LONGEST;
@@ -66,7 +66,13 @@ impl<'a> Context<'a> {
         let fused = self.resolve_fused(&scheduler, flash_attn)?;
         let batches = self.batches();
         let mut graph = graph::build(&Plan { fused, ..self.plan(batches[0], flash_attn) })?;
-        let kernels = fusion::kernels(&graph);
+        // ik_llama.cpp's graph of a prompt is another one than that of a token where there are latents.
+        let is_alike = !(self.launch.run.rules().one_cache && self.launch.model.hparams.arch().mla);
+        let kernels = if is_alike {
+            fusion::kernels(&graph)
+        } else {
+            fusion::kernels(&graph::build(&Plan { fused, ..self.plan(self.probe(), flash_attn) })?)
+        };
         let Scheduled { sizes, is_kept, largest, .. } = scheduler.reserve(&mut graph, true);
         let on_vulkan = scheduler.targets.iter().zip(largest).filter(|(target, _)| target.backend == Backend::Vulkan);
         let beyond_vulkan = on_vulkan.map(|(_, bytes)| Bytes(bytes)).max().filter(|bytes| *bytes > VULKAN_BUFFER);
@@ -132,7 +138,7 @@ impl<'a> Context<'a> {
             placement: self.placement,
             other: self.launch.other,
             taps: &[],
-            rules: self.launch.run.rules(),
+            rules: Rules { mla: by_size::mla(self.launch.model, self.launch.run), ..self.launch.run.rules() },
             batch,
             flash_attn,
             fused: Fused::ALL,
@@ -192,6 +198,7 @@ impl<'a> Context<'a> {
             backend => backend.may_pipeline(),
         });
         let pipeline = self.launch.may_pipeline
+            && rules.pipeline_copies > 1
             && several
             && has_events
             && self.is_full_offload()

@@ -43,7 +43,12 @@ impl Cache {
             let bytes = row.checked_mul(cells).and_then(|n| n.checked_mul(streams)).ok_or(Error::TooLarge)?;
             Ok(CacheTensor { ty, shape: [width, cells, streams, 1], bytes: Bytes(bytes) })
         };
-        stored.map(tensor).collect()
+        let mut tensors: Vec<CacheTensor> = stored.map(tensor).collect::<Result<_, Error>>()?;
+        // Only the length of a row matters to a buffer, which may pad it.
+        for (tensor, row) in tensors.iter_mut().zip([layer.row, layer.row.map(|_| 0)]) {
+            tensor.shape[0] = row.unwrap_or(tensor.shape[0]);
+        }
+        Ok(tensors)
     }
 
     /// All layers, before padding; a layer that llama.cpp refuses counts nothing.

@@ -401,6 +401,11 @@ impl<'a> Launch<'a> {
             let how = format!("compute buffers take {size} {more} than llama.cpp projects");
             forecast.note(&format!("{name}.overhead"), how);
         }
+        for (name, bytes) in placement::by_size::derived_weights(model, machine, run, &forecast.placement) {
+            forecast.row(&name).overhead += bytes;
+            let how = format!("{bytes} of it are weights of MLA that ik_llama.cpp makes of others");
+            forecast.note(&format!("{name}.overhead"), how);
+        }
         for (name, bytes) in forecast.grown.clone() {
             forecast.row(&name).overhead += bytes;
             let how = format!("{bytes} of it at the first prompt: MTP reads every row of the last layer");

@@ -11,9 +11,6 @@ use super::graph::tensor::{Graph, Held, Id, Op, Tensor};
 use crate::placement::Buffer;
 use crate::run::Rules;
 
-/// Copies of each input when several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
-const PIPELINE_COPIES: usize = 4;
-
 /// What a graph is scheduled on.
 #[derive(Debug, Clone)]
 pub struct Scheduler {
@@ -75,7 +72,9 @@ impl Scheduler {
         let mut buffers: Vec<_> =
             self.targets.iter().map(|t| BufferAllocator::new(t.alignment(), t.max_chunk)).collect();
         let tensors = graph.tensors.as_slice();
-        let alloc_size = |buffer: usize, tensor: &Tensor| self.targets[buffer].alloc_size(tensors, tensor);
+        let alloc_size = |buffer: usize, tensor: &Tensor| {
+            self.targets[buffer].alloc_size(tensors, tensor, self.rules.attention_copies)
+        };
         let clamps_inplace = self.rules.clamps_inplace;
         Layout { tensors, nodes: &nodes, leafs: &leafs, clamps_inplace, alloc_size }.allocate(&mut buffers);
         Scheduled { sizes: buffers.iter().map(BufferAllocator::size).collect(), n_splits, is_kept, largest }
@@ -130,7 +129,7 @@ impl Scheduler {
     }
 
     fn n_copies(&self) -> usize {
-        if self.pipeline { PIPELINE_COPIES } else { 1 }
+        if self.pipeline { self.rules.pipeline_copies } else { 1 }
     }
 }
 
@@ -207,7 +206,17 @@ impl Scheduling<'_> {
             && is_host
             && home == Some(self.scheduler.cpu())
         {
-            let wants = |t: &usize| self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows);
+            let experts = |op| matches!(op, Op::MulMatId | Op::ExpertHidden);
+            let is_spread = |tensor: &Tensor| {
+                // Rows by token and expert, against those that each of the experts has.
+                let all = tensor.sources().first().map_or(1, |weight| self.graph.tensor(*weight).ne[2]);
+                tensor.ne[2] >= u64::from(rows) && tensor.ne[1] * tensor.ne[2] >= u64::from(rows) * all
+            };
+            let is_large = if experts(tensor.op) { is_spread(&tensor) } else { tensor.ne[1] >= u64::from(rows) };
+            let is_worth = !self.scheduler.rules.offloads_by_expert || is_large;
+            let wants = |t: &usize| {
+                is_worth && self.supports(*t, &tensor) && self.scheduler.targets[*t].wants_op(&tensor, rows)
+            };
             return (0..self.scheduler.cpu()).find(wants).or(home);
         }
         home
@@ -409,7 +418,7 @@ impl Scheduling<'_> {
                 let copy = copy.expect("an input of a part has a copy there");
                 nodes.push((copy, target));
                 if self.scheduler.pipeline {
-                    leafs.extend((0..).map(|i| (Id(copy.0 + i), target)).take(PIPELINE_COPIES));
+                    leafs.extend((0..).map(|i| (Id(copy.0 + i), target)).take(self.scheduler.n_copies()));
                 }
             }
             for i in start..end {

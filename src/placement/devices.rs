@@ -117,16 +117,20 @@ pub(super) fn slots(machine: &Machine, run: &RunConfig, devices: &[u16], block_c
 /// Running sums of the devices' shares, the last one 1.
 #[expect(clippy::cast_precision_loss, reason = "llama.cpp rounds to f32 here")]
 fn bounds(machine: &Machine, run: &RunConfig, devices: &[u16]) -> Vec<f32> {
-    // llama.cpp fills the shares that are not given with 0.
-    let given: Vec<f32> = (0..devices.len()).map(|i| run.tensor_split.get(i).copied().unwrap_or(0.0)).collect();
-    let free = |index: &u16| {
+    running(run, devices, |index| {
         let device = machine.device(*index).expect("a device that takes part exists");
         // A device without figures gets the host's; the Linux host says that all its memory is free. Where that is not known
         // either, it has no share.
         let nothing = device.free.0 == 0 && device.total.0 == 0;
         let bytes = if nothing { machine.host.ram.unwrap_or_default() } else { device.free };
         bytes.0 as f32
-    };
+    })
+}
+
+/// Running sums of `-ts`, else of what is `free`.
+pub(super) fn running(run: &RunConfig, devices: &[u16], free: impl Fn(&u16) -> f32) -> Vec<f32> {
+    // llama.cpp fills the shares that are not given with 0.
+    let given: Vec<f32> = (0..devices.len()).map(|i| run.tensor_split.get(i).copied().unwrap_or(0.0)).collect();
     let shares = if given.iter().all(|share| *share == 0.0) { devices.iter().map(free).collect() } else { given };
     let mut sum = 0.0_f32;
     let sums: Vec<f32> = shares

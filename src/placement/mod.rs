@@ -1,6 +1,7 @@
 //! llama.cpp's law of placement: the buffer of every tensor for a launch on a machine.
 
 mod buffers;
+pub mod by_size;
 mod devices;
 pub(crate) use devices::known;
 pub mod pattern;
@@ -306,10 +307,14 @@ pub fn place(model: &Model, machine: &Machine, run: &RunConfig) -> Result<Placem
         shares = Some(Shares { devices: devices.clone(), tensor_split: run.tensor_split.clone() });
         devices.truncate(1);
     }
-    let slots = devices::slots(machine, run, &devices, model.context.n_layer_all());
+    let rules = run.rules();
+    let slots = if rules.splits_by_size && devices.len() > 1 && run.split_mode == SplitMode::Layer {
+        by_size::slots(model, machine, run, &devices)
+    } else {
+        devices::slots(machine, run, &devices, model.context.n_layer_all())
+    };
     let supports_mmap = devices.iter().filter_map(|at| machine.device(*at)).all(Device::supports_mmap);
     let is_mapped = run.load_mode.is_mapped() && (supports_mmap || run.load_mode != LoadMode::Auto);
-    let rules = run.rules();
     let law = Law {
         rules,
         model,
@@ -392,12 +397,22 @@ impl Law<'_> {
                 let twice = tensor.name == "output.weight" && tensors::output_embeds(self.model);
                 vec![copy; if twice { 2 } else { 1 }]
             }
-            Class::Block(block) => vec![self.copy(tensor, op, self.slot(block), rule)],
+            Class::Block(block) => {
+                let mut copies = vec![self.copy(tensor, op, self.slot(block), rule)];
+                if self.rules.biases_follow && op == Op::Other && name.base.ends_with("_exps") {
+                    let weight = tensor.name.strip_suffix(".bias").map(|stem| format!("{stem}.weight"));
+                    let weight = self.model.tensors.iter().find(|tensor| Some(&tensor.name) == weight.as_ref());
+                    let there = weight.map(|weight| self.copies(weight, tied)).unwrap_or_default();
+                    let there = there.first().map(|copy| copy.buffer).filter(|buffer| *buffer != copies[0].buffer);
+                    copies.extend(there.map(|buffer| Copy { buffer, bytes: tensor.bytes, rule: None }));
+                }
+                copies
+            }
             Class::EveryBlock => {
                 let mut copies: Vec<Copy> = Vec::new();
                 for block in tensors::sharing_blocks(self.model, self.run) {
                     let copy = self.copy(tensor, op, self.slot(block), rule);
-                    if copies.iter().all(|other| other.buffer != copy.buffer) {
+                    if self.rules.copies_shared || copies.iter().all(|other| other.buffer != copy.buffer) {
                         copies.push(copy);
                     }
                 }

@@ -107,7 +107,9 @@ pub(super) fn op(name: Name<'_>, tensor: &Tensor) -> Op {
 /// Whether llama.cpp leaves a tensor out.
 pub(super) fn is_skipped(model: &Model, run: &RunConfig, name: Name<'_>) -> bool {
     let left_out = name.block.is_some_and(|block| is_left_out(model, run, block));
-    UNUSED.contains(&name.base) || (left_out && !model.hparams.arch().nextn_anyway.contains(&name.base))
+    let arch = model.hparams.arch();
+    let anyway = run.rules().nextn_latents.map_or(arch.nextn_anyway, |names| if arch.mla { names } else { &[] });
+    UNUSED.contains(&name.base) || (left_out && !anyway.contains(&name.base))
 }
 
 /// Whether a block is a NextN block that this launch does not use.

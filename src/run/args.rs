@@ -12,13 +12,17 @@ pub fn args(run: &RunConfig) -> Vec<String> {
         out.extend(["-p".to_string(), run.n_ctx.to_string(), "-n".to_string(), "0".to_string()]);
     }
     out.extend(settings(run).into_iter().flat_map(|(_, words)| words));
-    out.extend(mla(run));
+    out.extend(numbers_of_ik(run));
     out
 }
 
-/// The one number of a launch that llama.cpp has no flag for.
-fn mla(run: &RunConfig) -> impl Iterator<Item = String> {
-    run.mla.into_iter().flat_map(|mla| ["-mla".to_string(), mla.to_string()])
+/// The numbers of a launch that llama.cpp has no flag for.
+fn numbers_of_ik(run: &RunConfig) -> impl Iterator<Item = String> {
+    let numbers = [("-mla", run.mla), ("-amb", run.attention_mib), ("-wgt", run.worst_graph_tokens)];
+    let given = numbers.into_iter().filter_map(|(flag, number)| Some([flag.to_string(), number?.to_string()]));
+    let switches = [("experts", "-no-fmoe"), ("gates", "-no-fug"), ("sums", "-no-mmad")];
+    let off = switches.into_iter().filter(|(what, _)| run.unfused.iter().any(|other| other == what));
+    given.flatten().chain(off.map(|(_, flag)| flag.to_string()))
 }
 
 /// The arguments of a launch of llama-server, whose words of speculation are among `words` if any are: [`RunConfig`] says only what
@@ -27,7 +31,7 @@ pub fn args_beside(run: &RunConfig, words: &[String]) -> Vec<String> {
     let said: Vec<&[String]> = groups(words).into_iter().filter(|group| speculates(group)).collect();
     let settings = settings(run).into_iter().map(|(_, words)| words);
     let own = settings.filter(|words| said.is_empty() || !speculates(words));
-    own.chain(said.iter().map(|group| group.to_vec())).flatten().chain(mla(run)).collect()
+    own.chain(said.iter().map(|group| group.to_vec())).flatten().chain(numbers_of_ik(run)).collect()
 }
 
 fn speculates(group: &[String]) -> bool {

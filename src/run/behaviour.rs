@@ -5,7 +5,7 @@
 //! from published logs, llama.cpp's pull requests, and bindings that name the build they follow (PR 15434: llama.node at b6327). ik_llama.cpp: its sources of 2026 (`llama_kv_cache_init`, `llm_load_tensors`,
 //! `common/common.h`) and published logs.
 
-use super::config::{Dialect, FlashAttn, RunConfig, Target};
+use super::config::{Dialect, FlashAttn, REFERENCE, RunConfig, Target};
 
 /// A change of one behaviour: the last build seen without it, the first seen with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,17 @@ pub enum Latent {
     ByFlag,
 }
 
+/// Where the experts of `-ncmoe N` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostBlocks {
+    /// Of the first blocks.
+    First,
+    /// Of the last blocks of each device; of the first blocks where there is but one.
+    LastOfSeveral,
+    /// Of the last blocks of each device.
+    Last,
+}
+
 /// What is mapped of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mapped {
@@ -53,7 +64,7 @@ macro_rules! rules {
         $(#[doc = $about:literal])*
         $field:ident: $ty:ty = $oldest:expr
             $(, [$before:literal, $since:literal] $value:expr => $source:literal)*
-            $(, ik $ik:expr)?
+            $(, ik $ik:expr $(, ik [$ik_before:literal, $ik_since:literal] $ik_value:expr => $ik_source:literal)*)?
     );+ $(;)?) => {
         /// The behaviours of one build.
         #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,10 +79,12 @@ macro_rules! rules {
                 let is_ik = target.dialect == Dialect::Ik;
                 let build = if is_ik { 0 } else { target.build };
                 $(let $field: $ty = match build {
-                    $(_ if is_ik => $ik,)?
+                    $(_ if is_ik => latest(target.build, $ik, &[$(($ik_since, $ik_value)),*]),)?
                     _ => latest(build, $oldest, &[$(($since, $value)),*]),
                 };)+
-                Self { $($field,)+ }
+                let rules = Self { $($field,)+ };
+                // Where nobody says which, a launch is to fit whichever it is.
+                if is_ik && target.build == REFERENCE { Self { nextn_cached: true, ..rules } } else { rules }
             }
         }
 
@@ -82,6 +95,14 @@ macro_rules! rules {
             since: $since,
             source: $source,
         },)*)+];
+
+        /// The steps of ik_llama.cpp, whose builds count its commits.
+        pub const STEPS_OF_IK: &[Step] = &[$($($(Step {
+            rule: stringify!($field),
+            before: $ik_before,
+            since: $ik_since,
+            source: $ik_source,
+        },)*)?)+];
     };
 }
 
@@ -210,19 +231,61 @@ rules! {
     windows: bool = true, ik false;
     /// Models with an indexer have a cache for it.
     indexers: bool = false,
-        [10001, 10235] true => "src/llama-model.cpp create_memory: LLM_ARCH_GLM_DSA";
+        [10001, 10235] true => "src/llama-model.cpp create_memory: LLM_ARCH_GLM_DSA",
+        ik false, ik [4390, 4770] true => "src/llama.cpp llama_kv_cache_init: has_glm_dsa_indexer";
     /// Every sequence has a stream of its own where the cache is not unified.
     streams: bool = false,
         [5622, 6699] true => "src/llama-kv-cache.cpp (PR 14363)";
     /// Without flash attention V is as wide as the widest layer's.
     widest_values: bool = true, ik false;
     /// NextN blocks that are not run have keys and values.
-    nextn_cached: bool = false, ik true;
+    nextn_cached: bool = false,
+        ik true, ik [4122, 4240] false => "src/llama.cpp llama_kv_cache_init: model.mtp (PR 1270)";
+    /// There is one cache, as in 2024: a row of K is a head, V is one row, and the states of a layer are one tensor.
+    one_cache: bool = false, ik true;
+    /// A context is padded to so many cells without flash attention.
+    plain_padding: u32 = 256, ik 32;
+    /// Layers go to devices by their bytes, not by their number.
+    splits_by_size: bool = false,
+        ik false, ik [4122, 4321] true => "src/llama.cpp llm_load_tensors: get_layer_sizes (PR 1466)";
+    host_blocks: HostBlocks = HostBlocks::First,
+        ik HostBlocks::First,
+        ik [4122, 4321] HostBlocks::LastOfSeveral => "src/llama-load-tensors.cpp create_tensors_helper: ncmoe (PR 1464)",
+        ik [4770, 4780] HostBlocks::Last => "src/llama-load-tensors.cpp create_tensors_helper: ncmoe (PR 2262)";
+    /// `-mla`, where it is not given.
+    mla: u32 = 0, ik 3;
+    /// `-amb`, where it is not given, MiB; 0: all heads at once.
+    attention_mib: u32 = 0,
+        ik 0, ik [4770, 4850] 256 => "common/common.h attn_max_batch (PR 2312)";
+    /// A norm and its weight are one operation (`llm_build_norm`).
+    fuses_norms: bool = false, ik true;
+    /// Products with up and gate and what joins them are one operation, of experts (`-no-fmoe`) and of others (`-no-fug`); experts are weighed
+    /// and added up in one (`-no-mmad`).
+    fuses_experts: bool = false, ik true;
+    fuses_gates: bool = false, ik true;
+    fuses_sums: bool = false, ik true;
+    /// Keys and values are copied to where they go, which is no input (`llm_build_kv_store`).
+    copies_cells: bool = false, ik true;
+    /// Experts are chosen of all groups, and their weights added up as they are (`llm_build_moe_ffn`).
+    plain_routing: bool = false, ik true;
+    /// CUDA's attention has room for F16 copies of its sources.
+    attention_copies: bool = true, ik false;
+    /// Experts of the host go to a device only where each has so many rows on average (`ggml_backend_cuda_offload_op`).
+    offloads_by_expert: bool = false, ik true;
+    /// Copies of each input where several micro-batches are in flight (`GGML_SCHED_MAX_COPIES`).
+    pipeline_copies: usize = 4, ik 1;
+    /// A tensor that blocks share has a copy for each of them, also in one buffer.
+    copies_shared: bool = false, ik true;
+    /// A bias of experts has a copy where its weight is.
+    biases_follow: bool = false, ik true;
+    /// What of an MLA model's NextN blocks is loaded whether they draft or not.
+    nextn_latents: Option<&'static [&'static str]> = None, ik Some(&["attn_k_b", "attn_v_b"]);
     /// Weights of the host may be repacked.
     repacks: bool = true, ik false;
     /// What `-cmoe` matches (`LLM_FFN_EXPS_REGEX`).
     experts: &'static str = r"\.ffn_(up|down|gate)_(ch|)exps",
-        [8133, 9093] super::values::EXPERTS => "common/common.h LLM_FFN_EXPS_REGEX", ik r"\.ffn_(up|down|gate|gate_up)_exps\.weight";
+        [8133, 9093] super::values::EXPERTS => "common/common.h LLM_FFN_EXPS_REGEX", ik r"\.ffn_(up|down|gate|gate_up)_exps\.weight",
+        ik [4122, 4390] r"\.ffn_(up|down|gate|gate_up)_exps\.(weight|scale)" => "src/llama-load-tensors.cpp create_tensors_helper: ncmoe";
     /// Types of a cache that none but ik_llama.cpp takes.
     more_cache_types: &'static [&'static str] = &[], ik &["q6_0", "q8_KV"];
     /// `-fa`, where it is not given.
@@ -265,7 +328,13 @@ impl RunConfig {
 
     /// What its build does.
     pub fn rules(&self) -> Rules {
-        Rules::of(self.target)
+        let rules = Rules::of(self.target);
+        let [fuses_experts, fuses_gates, fuses_sums] =
+            [(rules.fuses_experts, "experts"), (rules.fuses_gates, "gates"), (rules.fuses_sums, "sums")]
+                .map(|(is, what)| is && self.unfused.iter().all(|other| other != what));
+        let mla = self.mla.unwrap_or(rules.mla);
+        let attention_mib = self.attention_mib.unwrap_or(rules.attention_mib);
+        Rules { fuses_experts, fuses_gates, fuses_sums, mla, attention_mib, ..rules }
     }
 }
 
@@ -284,7 +353,11 @@ mod tests {
         assert!(STEPS.iter().all(|step| step.before < step.since && !step.source.is_empty()));
         assert!(rules(9463).logits_of_all && !rules(9464).logits_of_all);
         assert_eq!([8132, 8133, 11400, 11401].map(|build| rules(build).embedding_inputs), [1, 2, 2, 3]);
-        // ik_llama.cpp has no builds here, and its graph is as old as llama.cpp's oldest.
+        // ik_llama.cpp counts builds of its own.
+        assert!(STEPS_OF_IK.iter().all(|step| step.before < step.since && !step.source.is_empty()));
+        let of = |build| Rules::of(Target { dialect: Dialect::Ik, build });
+        let by_size = [4122, 4533, REFERENCE].map(|build| (of(build).splits_by_size, of(build).nextn_cached));
+        assert_eq!(by_size, [(false, true), (true, false), (true, true)]);
         let ik = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() });
         assert!(
             ik.logits_of_all && ik.latent == Latent::ByFlag && !ik.windows && ik.layer_order == LayerOrder::BlocksFirst

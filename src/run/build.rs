@@ -3,7 +3,7 @@
 //! Sources: `common/arg.cpp` of b11434; the help and the measured memory of b10434 and b11549; the tree that llama-cpp-sys-2
 //! 0.1.161 vendors, whose `common/arg.cpp` has the flags of b11434 and whose `src` and `ggml/src` equal it file by file.
 
-use super::behaviour::{STEPS, Step};
+use super::behaviour::{STEPS, STEPS_OF_IK, Step};
 use super::config::Dialect;
 pub use super::config::{REFERENCE, Target};
 use super::flags::{self, Flag, Removed};
@@ -80,6 +80,20 @@ impl Target {
 
     /// What is known of its memory, in a sentence.
     pub fn memory(self) -> String {
+        if self.dialect == Dialect::Ik {
+            let within = |step: &&Step| step.before < self.build && self.build < step.since;
+            let unsure: Vec<&str> = STEPS_OF_IK.iter().filter(within).map(|step| step.rule).collect();
+            return match (self.build, unsure.as_slice()) {
+                (REFERENCE, _) => {
+                    "ik_llama.cpp: the newest rules, with keys and values of NextN blocks; --build N names one".into()
+                }
+                (build, []) => format!("ik_llama.cpp b{build}"),
+                (build, unsure) => format!(
+                    "ik_llama.cpp b{build}; which of two it has of {} is not known: the older is taken",
+                    unsure.join(", ")
+                ),
+            };
+        }
         if let Some(known) = self.known() {
             return known.memory.to_string();
         }

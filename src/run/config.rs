@@ -212,6 +212,15 @@ run_config! {
     /// `-mla` of ik_llama.cpp: 0 keeps keys and values by head, 1 to 3 latent rows; `None` = not given (3).
     #[serde(skip_serializing_if = "Option::is_none")]
     mla: Option<u32> = None,
+    /// `-amb` of ik_llama.cpp: MiB that the heads computed at a time take at most, 0 for all heads; `None` = not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention_mib: Option<u32> = None,
+    /// What ik_llama.cpp does not fuse: `experts` (`-no-fmoe`), `gates` (`-no-fug`), `sums` (`-no-mmad`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unfused: Vec<String> = Vec::new(),
+    /// `-wgt` of ik_llama.cpp: tokens whose logits are reserved; `None` = not given (those of a micro-batch).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_graph_tokens: Option<u32> = None,
     /// `--moe-cache-mib`: MiB of device memory that cache experts of the host (b11549); 0 = none.
     moe_cache_mib: u32 = 0,
     /// `-t`: threads that decode on the host; `None` = not given (llama.cpp: as many as it finds cores). No memory depends on it.

@@ -1,10 +1,10 @@
 //! ik_llama.cpp, the fork whose flags differ: which it has, which it lacks, and where its `-ncmoe` puts experts.
 //!
-//! Sources: ik_llama.cpp's `docs/parameters.md`; its pull requests 1464 (`-ncmoe` with several devices) and 2262 (`-ncmoe` takes
-//! the last blocks), 698 (`-ooae`), 147 (`-rtr`). Not checked against a build.
+//! Sources: `common/common.cpp` of the two that `behaviour` names; ik_llama.cpp's `docs/parameters.md`; its pull requests 1464 (`-ncmoe` with
+//! several devices) and 2262 (`-ncmoe` takes the last blocks), 698 (`-ooae`), 147 (`-rtr`).
 
-use super::behaviour::Rules;
-use super::config::{Dialect, FlashAttn, LoadMode, Override, RunConfig, Target};
+use super::behaviour::{HostBlocks, Rules};
+use super::config::{FlashAttn, LoadMode, Override, RunConfig};
 use super::values::{Given, on_host, value_of};
 use super::{Error, args};
 
@@ -18,30 +18,39 @@ pub struct LastBlocks {
 /// Flags of ik_llama.cpp alone, with the number of words that follow; none changes where a weight goes.
 const OWN: [(&str, usize); 2] = [
     (
-        "-fmoe --fused-moe -no-fmoe --no-fmoe --no-fused-moe -ger --grouped-expert-routing -no-fug --no-fug \
-         --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -gr --graph-reuse -no-gr --no-gr \
+        "-fmoe --fused-moe -ger --grouped-expert-routing -gr --graph-reuse -no-gr --no-gr \
          --no-graph-reuse -khad --k-cache-hadamard -sas --scheduler_async -vq --validate-quants -ooae \
          --offload-only-active-experts -no-ooae --no-offload-only-active-experts -smf16 -smf32 -smgs -rtr \
          --run-time-repack -mqkv --merge-qkv -muge --merge-up-gate-experts -vhad --v-cache-hadamard -rcache --rope-cache -thp \
          --transparent-huge-pages --scheduler-async --split-mode-graph-scheduling --split-mode-f16 --split-mode-f32 -dr --dry-run \
-         -no-mtp --no-multi-token-prediction --spec-autotune --defer-experts --prefetch-experts",
+         -no-mtp --no-multi-token-prediction --spec-autotune --defer-experts --prefetch-experts -cnv --conversation --prompt-cache-all --prompt-cache-ro -wb --warmup-batch --minilog -fidx \
+         --fused-indexer-topk -i --interactive -if --interactive-first -dkvc --dump-kv-cache --penalize-nl",
         0,
     ),
     (
-        "-amb --attention-max-batch -ser --smart-expert-reduction -op --offload-policy -cuda \
-         --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin -gfm \
-         --gpu-fit-margin -wgt --worst-graph-tokens -fdn --fused-delta-net -ictk --indexer-cache-type-k -dsatk --dsa-top-k \
+        "-ser --smart-expert-reduction -op --offload-policy -cuda \
+         --cuda-params -grt --graph-reduce-type --max-gpu -mea --max-extra-alloc -draft -crs --fit-margin \
+         -fdn --fused-delta-net -dsatk --dsa-top-k \
          --mtmd-kq-type -cram-n-min --cache-ram-n-min --cache-ram-similarity --ctx-checkpoints-interval \
          --ctx-checkpoints-tolerance --ctx-checkpoints-eviction --prefetch-experts-threads -cd --ctx-size-draft --draft-params \
-         --spec-ckpt-mode",
+         --spec-ckpt-mode --recurrent-ckpt-mode -tm --threads-mtmd --prompt-cache -gap --graph-attn-precision --suffix-pattern-len \
+         --suffix-max-depth --suffix-corpus --banned-string-file --banned-n --allowlist-unicode-rule --allowlist-pieces \
+         --allowlist-keyword --allowlist-keyword-delay --expiring-logit-bias-file --log-format --reasoning-tokens --tfs \
+         --adaptive-updt-w-cur --cfg-negative-prompt --cfg-negative-prompt-file --cfg-scale --sql-save-file \
+         --sqlite-zstd-ext-file -gan --grp-attn-n -gaw --grp-attn-w -nrep --n-repetitions",
         1,
     ),
 ];
 
+/// Flags of ik_llama.cpp alone that fields of [`RunConfig`] have.
+const COUNTED: &str = "-no-fmoe --no-fmoe --no-fused-moe -no-fug --no-fug --no-fused-up-gate -no-mmad --no-mmad --no-fused-mul-multiadd -mla --mla-use -amb --attention-max-batch -wgt --worst-graph-tokens -ictk --indexer-cache-type-k --spec-stage";
+
 /// Flags of ik_llama.cpp that change what is held in a way that is not counted: names, words that follow, and what they do.
 const NOT_COUNTED: &[(&str, &str)] = &[
     ("--swa-compress", "it shortens the caches of layers with a window"),
-    ("-dsa --dsa", "it adds an indexer and its cache"),
+    ("-dsa --dsa", "attention then reads the cells that an indexer chose"),
+    ("-gfm --gpu-fit-margin", "it keeps another margin free on some devices"),
+    ("-mtprot --mtp-requantize-output-tensor", "it makes another output matrix for drafts"),
     ("-ctk-first --cache-type-k-first -ctk-last --cache-type-k-last", "it gives some layers another type of K"),
     ("-ctv-first --cache-type-v-first -ctv-last --cache-type-v-last", "it gives some layers another type of V"),
 ];
@@ -53,7 +62,7 @@ fn own_values(word: &str) -> Option<usize> {
 
 /// Whether a word is a flag of ik_llama.cpp that llama.cpp does not have.
 pub(super) fn is_own(word: &str) -> bool {
-    own_values(word).is_some() || not_counted(word).is_some()
+    own_values(word).is_some() || not_counted(word).is_some() || COUNTED.split(' ').any(|name| name == word)
 }
 
 /// Why a flag of ik_llama.cpp is refused.
@@ -85,6 +94,29 @@ pub(super) fn read(
         }
         "-mla" | "--mla-use" => {
             run.mla = Some(Given::new(word, value()?).natural()?);
+            return Ok(Some(1));
+        }
+        "-no-fmoe" | "--no-fmoe" | "--no-fused-moe" => run.unfused.push("experts".into()),
+        "-no-fug" | "--no-fug" | "--no-fused-up-gate" => run.unfused.push("gates".into()),
+        "-no-mmad" | "--no-mmad" | "--no-fused-mul-multiadd" => run.unfused.push("sums".into()),
+        "-amb" | "--attention-max-batch" => {
+            run.attention_mib = Some(Given::new(word, value()?).natural()?);
+            return Ok(Some(1));
+        }
+        "-wgt" | "--worst-graph-tokens" => {
+            run.worst_graph_tokens = Some(Given::new(word, value()?).natural()?);
+            return Ok(Some(1));
+        }
+        "-ictk" | "--indexer-cache-type-k" => {
+            let given = value()?;
+            if given != "f16" {
+                let why = "it gives the indexer's cache another type";
+                return Err(Error::NotCounted { words: format!("{word} {given}"), why });
+            }
+            return Ok(Some(1));
+        }
+        "--spec-type" | "--spec-stage" if next.is_some_and(|kind| kind.starts_with("mtp")) => {
+            run.mtp = true;
             return Ok(Some(1));
         }
         "-mtp" | "--multi-token-prediction" => run.mtp = true,
@@ -134,42 +166,95 @@ pub(super) fn read(
     Ok(Some(0))
 }
 
-/// The overrides of `-ncmoe N`: the last blocks with experts of each device, by the device's part of all such blocks
-/// (`blocks`: number and device, in order). They come after what the person wrote.
-pub fn last_blocks(wanted: &LastBlocks, blocks: &[(u32, Option<u16>)]) -> Vec<Override> {
-    let total = blocks.len();
-    let count = usize::try_from(wanted.count).unwrap_or(usize::MAX).min(total);
-    let mut chosen = Vec::new();
-    let mut seen = 0;
-    for span in blocks.chunk_by(|one, next| one.1 == next.1) {
-        // Shares are rounded so that they add up to the whole.
-        let before = count * seen / total;
-        seen += span.len();
-        let share = count * seen / total - before;
-        chosen.extend(span.iter().skip(span.len() - share).map(|(block, _)| *block));
+/// The overrides of `-ncmoe N`, by the device of every block (`src/llama-load-tensors.cpp` `create_tensors_helper`, ik-llama-cpp-sys 0.1.7). They
+/// come after what the person wrote.
+pub fn host_blocks(wanted: &LastBlocks, blocks: &[Option<u16>], devices: &[u16], rules: Rules) -> Vec<Override> {
+    let count = usize::try_from(wanted.count).unwrap_or(usize::MAX);
+    let is_first = match rules.host_blocks {
+        HostBlocks::First => true,
+        HostBlocks::LastOfSeveral => devices.len() < 2,
+        HostBlocks::Last => devices.is_empty(),
+    };
+    let (chosen, experts): (Vec<usize>, _) = if is_first || count >= blocks.len() {
+        ((0..blocks.len().min(count)).collect(), rules.experts)
+    } else {
+        (last_blocks(count, blocks, devices), EXPERTS_OF_LAST)
+    };
+    let pattern = |block: usize| on_host(format!("blk\\.{block}{experts}"), &wanted.origin);
+    chosen.into_iter().map(pattern).collect()
+}
+
+/// Scales stay.
+const EXPERTS_OF_LAST: &str = r"\.(ffn_(up|down|gate|gate_up)_exps\.weight)";
+
+/// The last blocks of each device, by its part of all; blocks of the host count as the last device's.
+#[expect(clippy::cast_precision_loss, reason = "the fork rounds to f32 here")]
+fn last_blocks(count: usize, blocks: &[Option<u16>], devices: &[u16]) -> Vec<usize> {
+    let last = devices.len().saturating_sub(1);
+    let device = |at: Option<u16>| devices.iter().position(|device| Some(*device) == at).unwrap_or(last);
+    let of: Vec<usize> = blocks.iter().map(|at| device(*at)).collect();
+    let held: Vec<usize> = (0..devices.len()).map(|device| of.iter().filter(|at| **at == device).count()).collect();
+    let wanted = |device: usize| held.get(device).copied().unwrap_or(0) as f32 * count as f32 / blocks.len() as f32;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most the number of blocks")]
+    let mut left: Vec<usize> =
+        held.iter().map(|n| (*n as f32 / blocks.len() as f32 * count as f32).round() as usize).collect();
+    // The first of the devices that are furthest from their part gives or takes.
+    let first_of = |left: &[usize], can: &dyn Fn(usize, usize) -> bool| {
+        let far = |(at, n): (usize, &usize)| can(at, *n).then(|| (at, *n as f32 - wanted(at)));
+        left.iter().enumerate().filter_map(far).collect::<Vec<_>>()
+    };
+    loop {
+        let total: usize = left.iter().sum();
+        let chosen = if total > count {
+            let above = first_of(&left, &|_, n| n > 0);
+            above.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best })
+        } else if total < count {
+            let below = first_of(&left, &|at, n| held.get(at).is_some_and(|held| n < *held));
+            below.into_iter().reduce(|best, next| if next.1 < best.1 { next } else { best })
+        } else {
+            None
+        };
+        let Some(n) = chosen.and_then(|(at, _)| left.get_mut(at)) else { break };
+        *n = if total > count { *n - 1 } else { *n + 1 };
     }
-    let experts = Rules::of(Target { dialect: Dialect::Ik, ..Target::default() }).experts;
-    chosen.into_iter().map(|block| on_host(format!("blk\\.{block}{experts}"), &wanted.origin)).collect()
+    let mut chosen = Vec::new();
+    for (block, device) in of.iter().enumerate().rev() {
+        if let Some(n) = left.get_mut(*device).filter(|n| **n > 0) {
+            *n -= 1;
+            chosen.push(block);
+        }
+    }
+    chosen.reverse();
+    chosen
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::{Dialect, Target};
 
-    fn blocks_of(count: u32, devices: &[Option<u16>]) -> Vec<String> {
-        let blocks: Vec<(u32, Option<u16>)> = (1..).zip(devices.iter().copied()).collect();
+    fn blocks_of(build: u32, count: u32, blocks: &[Option<u16>]) -> Vec<String> {
+        let rules = Rules::of(Target { dialect: Dialect::Ik, build });
+        let mut devices: Vec<u16> = blocks.iter().flatten().copied().collect();
+        devices.dedup();
         let wanted = LastBlocks { count, origin: "-ncmoe".into() };
         let number = |entry: Override| entry.pattern.split('.').nth(1).unwrap().trim_end_matches('\\').to_string();
-        last_blocks(&wanted, &blocks).into_iter().map(number).collect()
+        host_blocks(&wanted, blocks, &devices, rules).into_iter().map(number).collect()
     }
 
     #[test]
     fn the_last_blocks_of_each_device() {
         let (one, two) = (Some(0), Some(1));
-        assert_eq!(blocks_of(2, &[one; 4]), ["3", "4"]);
-        assert_eq!(blocks_of(2, &[one, one, two, two]), ["2", "4"]);
-        assert_eq!(blocks_of(3, &[one, one, two, two]), ["2", "3", "4"]);
-        assert_eq!(blocks_of(99, &[one, two]), ["1", "2"]);
-        assert!(blocks_of(3, &[]).is_empty());
+        let newest = crate::run::build::REFERENCE;
+        assert_eq!(blocks_of(newest, 2, &[one; 4]), ["2", "3"]);
+        assert_eq!(blocks_of(newest, 2, &[one, one, two, two]), ["1", "3"]);
+        assert_eq!(blocks_of(newest, 3, &[one, one, two, two]), ["1", "2", "3"]);
+        assert_eq!(blocks_of(newest, 99, &[one, two]), ["0", "1"]);
+        assert_eq!(blocks_of(newest, 3, &[None, one, one, one]), ["1", "2", "3"]);
+        assert!(blocks_of(newest, 3, &[]).is_empty());
+        // Of one device the first, until its pull request 2262; of several too, until 1464.
+        assert_eq!(blocks_of(4770, 2, &[one; 4]), ["0", "1"]);
+        assert_eq!(blocks_of(4770, 2, &[one, one, two, two]), ["1", "3"]);
+        assert_eq!(blocks_of(4122, 2, &[one, one, two, two]), ["0", "1"]);
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Program, RunConfig};
+use super::config::{FlashAttn, Program, RunConfig};
 use crate::model::HParams;
 
 /// What a `llama_context` would report, all in tokens, sequences or rows.
@@ -41,7 +41,7 @@ pub fn numbers(run: &RunConfig, hparams: &HParams) -> ContextNumbers {
     let n_ubatch = n_batch.min(if run.n_ubatch == 0 { run.n_batch } else { run.n_ubatch });
     // llama-server decodes whole inputs at once when it makes embeddings.
     let n_batch = if server && run.embeddings { n_ubatch } else { n_batch };
-    let all = padded(asked);
+    let all = padded_to(asked, if run.flash_attn == FlashAttn::Off { run.rules().plain_padding } else { PADDING });
     let (n_ctx, n_ctx_seq) = if kv_unified {
         (all, all)
     } else {
@@ -117,9 +117,15 @@ impl std::ops::Deref for ResolvedRun {
     }
 }
 
+const PADDING: u32 = 256;
+
 /// Rounded up to a multiple of 256.
 pub fn padded(n: u32) -> u32 {
-    n.checked_next_multiple_of(256).unwrap_or(u32::MAX - 255)
+    padded_to(n, PADDING)
+}
+
+fn padded_to(n: u32, unit: u32) -> u32 {
+    n.checked_next_multiple_of(unit).unwrap_or(u32::MAX - (PADDING - 1))
 }
 
 #[cfg(test)]

@@ -689,7 +689,7 @@ mod tests {
         let run = ik("llama-server -mla 2 -cmoe -ctk q8_KV -mtp -vhad -wgt 4").unwrap().run;
         assert_eq!((run.mla, run.n_gpu_layers, run.mtp, run.type_k.name), (Some(2), 0, true, "q8_KV"));
         // Weights alone, not biases.
-        assert!(run.overrides[0].pattern.ends_with(r"exps\.weight"));
+        assert!(run.overrides[0].pattern.ends_with(r"exps\.(weight|scale)"));
         assert!(read_for("llama-server -ctk q8_KV", Target::default()).is_err());
         for line in ["llama-server -sm graph -ts 1,1", "llama-server --swa-compress", "llama-server -dsa"] {
             assert!(matches!(ik(line), Err(Error::NotCounted { .. })), "{line}");

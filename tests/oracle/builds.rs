@@ -11,9 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::build_rows::{self, ARCHITECTURES, LAUNCHES, MODELS, Row, headers};
+use crate::support::build_rows::{
+    self, ARCHITECTURES, LAUNCHES, LAUNCHES_OF_IK, MODELS, MODELS_OF_IK, OF_IK, Row, headers,
+};
 use moeplan::machine::Backend;
 use moeplan::memory::{self, MemoryByDevice};
+use moeplan::model::Model;
 use moeplan::run::{Choice as _, RunConfig, numbers};
 
 /// A server of one software device, ended with the test.
@@ -72,11 +75,51 @@ fn builds() {
     let (Some(folder), Ok(build)) = (std::env::var_os("MOEPLAN_ORACLE"), std::env::var("MOEPLAN_BUILD")) else {
         return;
     };
-    let (folder, build) = (PathBuf::from(folder), build.parse().expect("the number of a build"));
-    let archive = std::env::var("MOEPLAN_HEADERS");
-    let headers = headers(archive.as_deref().unwrap_or(ARCHITECTURES));
+    let folder = PathBuf::from(folder);
+    if build == "ik" {
+        return of_ik(&folder);
+    }
+    let build: u32 = build.parse().expect("the number of a build");
     let backend = if folder.join("rpc-server").exists() { Backend::Rpc } else { Backend::Vulkan };
     let servers: Vec<Server> = (0..2).filter(|_| backend == Backend::Rpc).map(|_| server(&folder)).collect();
+    compare(&folder, ARCHITECTURES, &MODELS, &LAUNCHES, |path, model, launch| {
+        let (machine, run) = build_rows::launch(launch, build, backend);
+        let endpoints: Vec<&str> = servers[..run.rpc.len()].iter().map(|server| server.1.as_str()).collect();
+        let line = line(path, &run, machine.devices.len(), &endpoints, &model.hparams);
+        (line, memory::forecast(model, &machine, &run).map(|forecast| forecast.target).ok(), (build, backend))
+    });
+}
+
+/// ik_llama.cpp's words go to it as they are: it reads them itself.
+fn of_ik(folder: &Path) {
+    compare(folder, OF_IK, &MODELS_OF_IK, &LAUNCHES_OF_IK, |path, model, launch| {
+        let (machine, run) = build_rows::launch_of_ik(launch, model);
+        let sizes: Vec<String> = machine.devices.iter().map(|device| device.free.0.to_string()).collect();
+        let sizes = if sizes.is_empty() { "0".to_string() } else { sizes.join(",") };
+        let words = launch.split_once(' ').expect("devices and words").1;
+        // The headers' tokenizer is one that it does not know.
+        // It derives some of their weights from others.
+        let reads = if model.hparams.arch().mla { "" } else { "--dry-run" };
+        let line = format!("{sizes} {words} {reads} -m {} --override-kv tokenizer.ggml.model=str:none", path.display());
+        (
+            line,
+            memory::forecast(model, &machine, &run).map(|forecast| forecast.target).ok(),
+            (build_rows::BUILD_OF_IK, Backend::Cuda),
+        )
+    });
+}
+
+/// Asks the oracle about every launch of the models that rows are kept of, or those of `MOEPLAN_MODELS`. `ask` gives the oracle's line, our
+/// answer, and whose it is.
+fn compare(
+    folder: &Path,
+    archive: &str,
+    models: &[&str],
+    launches: &[&str],
+    ask: impl Fn(&Path, &Model, &str) -> (String, Option<MemoryByDevice>, (u32, Backend)),
+) {
+    let other = std::env::var("MOEPLAN_HEADERS");
+    let headers = headers(other.as_deref().unwrap_or(archive));
     // An assertion that fails is an answer; ggml would have gdb say more, between the answers.
     let mut child = Command::new(folder.join("oracle"))
         .env("GGML_NO_BACKTRACE", "1")
@@ -89,20 +132,17 @@ fn builds() {
     let (mut asked, mut answers) =
         (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")).lines());
     let wanted = std::env::var("MOEPLAN_MODELS").ok();
-    let is_wanted = |name: &&str| wanted.as_ref().map_or(MODELS.contains(name), |wanted| name.contains(wanted));
+    let is_wanted = |name: &&str| wanted.as_ref().map_or(models.contains(name), |wanted| name.contains(wanted));
     let mut rows = std::env::var_os("MOEPLAN_ROWS").map(|path| std::fs::File::create(path).expect("a new file"));
     let (mut tally, mut refused) = (Tally::default(), 0);
     for name in headers.names().filter(is_wanted) {
         let (path, model) = headers.get(name);
-        for launch in LAUNCHES {
-            let (machine, run) = build_rows::launch(launch, build, backend);
-            let endpoints: Vec<&str> = servers[..run.rpc.len()].iter().map(|server| server.1.as_str()).collect();
-            let asks = line(path, &run, machine.devices.len(), &endpoints, &model.hparams);
-            writeln!(asked, "{asks}").expect("the oracle listens");
+        for launch in launches {
+            let (line, ours, (build, backend)) = ask(path, model, launch);
+            writeln!(asked, "{line}").expect("the oracle listens");
             let theirs = answers.next().expect("an answer").expect("a line");
-            let ours = memory::forecast(model, &machine, &run).map(|forecast| forecast.target);
             let theirs: Option<MemoryByDevice> = serde_json::from_str(&theirs).unwrap_or_default();
-            let (Ok(ours), Some(theirs)) = (ours, theirs) else {
+            let (Some(ours), Some(theirs)) = (ours, theirs) else {
                 refused += 1;
                 continue;
             };
@@ -115,7 +155,7 @@ fn builds() {
     }
     drop(asked);
     child.wait().expect("the oracle ends");
-    eprintln!("b{build}: {} rows of {} launches, {refused} refused or not counted", tally.rows[0].0, tally.launches);
+    eprintln!("{} rows of {} launches, {refused} refused or not counted", tally.rows[0].0, tally.launches);
     for (term, (rows, equal, worst)) in ["weights", "context", "compute"].iter().zip(&tally.rows) {
         eprintln!("  {term:8} {equal} of {rows} equal to the byte, largest error {worst}");
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use moeplan::checkup;
 use moeplan::gguf;
 use moeplan::machine::{Backend, Device, Host, Machine};
 use moeplan::memory::MemoryByDevice;
 use moeplan::model::Model;
-use moeplan::run::{RunConfig, Target, parse};
+use moeplan::run::{Dialect, LoadMode, RunConfig, Target, parse};
 use serde::{Deserialize, Serialize};
 
 /// Small models, one or two of each architecture.
@@ -52,6 +53,50 @@ pub const LAUNCHES: [&str; 16] = [
     "2 llama-fit-params -c 4096 -ngl 99 -ts 2,3 -ub 1024 -fa auto",
 ];
 
+/// The first blocks of models, in their own sizes (`testdata/headers/make_ik.py`): ik_llama.cpp does not load [`ARCHITECTURES`], which have
+/// more tensors than models do.
+pub const OF_IK: &str = "ik.tar.xz";
+
+/// All of [`OF_IK`].
+pub const MODELS_OF_IK: [&str; 14] = [
+    "deepseek-v2-lite",
+    "deepseek-v3",
+    "gemma-4-26b-a4b",
+    "glm-4.5-air",
+    "glm-4.7-flash",
+    "glm-5.1",
+    "gpt-oss-20b",
+    "llama-3.1-8b",
+    "minimax-m2.7",
+    "mixtral-8x7b",
+    "qwen2-57b-a14b",
+    "qwen3-30b-a3b",
+    "qwen3.5-35b-a3b",
+    "qwen3.6-35b-a3b-mtp",
+];
+
+/// Devices, then the words of its llama-server.
+pub const LAUNCHES_OF_IK: [&str; 18] = [
+    "0 llama-server -c 4096",
+    "1 llama-server -c 4096",
+    "1 llama-server -c 4096 -ngl 99",
+    "1 llama-server -c 8192 -np 4 -ngl 99 -no-fa -ub 256",
+    "1 llama-server -c 5000 -ngl 99 -ub 128 -nkvo",
+    "1 llama-server -c 16384 -ngl 99 -cmoe",
+    "1 llama-server -c 4096 -np 2 -ngl 2 -ub 1024",
+    "1 llama-server -c 4096 -ngl 99 -ub 2048 -b 4096 -ncmoe 1",
+    "1 llama-server -c 8192 -ngl 99 -ctk q8_0 -ctv q8_0",
+    "1 llama-server -c 2048 -ngl 99 -ot exps=CPU -no-fmoe -no-fug -no-mmad",
+    "1 llama-server -c 4096 -ngl 99 -mla 1 -no-fa",
+    "1 llama-server -c 4096 -ngl 99 -mla 2 -amb 64",
+    "1 llama-server -c 32768 -ngl 99 -mla 0",
+    "2 llama-server -c 4096 -ngl 99",
+    "2 llama-server -c 8192 -ngl 99 -ts 1,3 -no-fa",
+    "2 llama-server -c 4096 -ngl 99 -ts 3,1 -ncmoe 2 -ub 256",
+    "2 llama-server -c 4096 -ngl 2",
+    "2 llama-server -c 4096 -np 2 -ngl 99 -ts 2,3 -ub 1024 -cmoe",
+];
+
 /// What a build held for a launch.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
@@ -76,6 +121,22 @@ pub fn launch(launch: &str, build: u32, backend: Backend) -> (Machine, RunConfig
     let mut run = parse::command_for(&words, &BTreeMap::new(), target).expect("flags of llama.cpp").run;
     run.rpc = (0..n_devices).filter(|_| is_remote).map(|i| format!("d{i}:1")).collect();
     (machine, run)
+}
+
+/// About which build the crate ik-llama-cpp-sys 0.1.7 has.
+pub const BUILD_OF_IK: u32 = 4770;
+
+/// A launch of ik_llama.cpp, on devices of 999 GiB.
+pub fn launch_of_ik(launch: &str, model: &Model) -> (Machine, RunConfig) {
+    let (n_devices, words) = launch.split_once(' ').expect("devices and flags");
+    let n_devices: u16 = n_devices.parse().expect("a count");
+    let device = |i| Device::parse(&format!("CUDA{i}=999GiB")).expect("a device");
+    let machine = Machine { devices: (0..n_devices).map(device).collect(), host: Host::default() };
+    let words: Vec<String> = words.split(' ').map(str::to_string).collect();
+    let target = Target { dialect: Dialect::Ik, build: BUILD_OF_IK };
+    let command = parse::command_for(&words, &BTreeMap::new(), target).expect("flags of ik_llama.cpp");
+    let run = checkup::carried_out(model, &machine, &command).expect("a launch");
+    (machine, RunConfig { load_mode: LoadMode::None, ..run })
 }
 
 pub struct Headers {

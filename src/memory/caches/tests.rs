@@ -221,6 +221,12 @@ fn ik_llama_cpp_keeps_its_caches_in_its_own_way() {
     check("gpt-oss", windowed, &ik, "Base 4096×1 0:128/128 1:128/128");
     let nextn = "block_count=2 attention.head_count=8 attention.head_count_kv=2 nextn_predict_layers=1";
     check("glm4moe", nextn, &ik, "Base 4096×1 0:128/128 1:128/128");
+    // Since its pull request 1270 only where they draft; unless a build is named, it is not known.
+    let later = RunConfig { target: Target { dialect: Dialect::Ik, build: 4533 }, ..ik.clone() };
+    check("glm4moe", nextn, &later, "Base 4096×1 0:128/128");
+    check("glm4moe", nextn, &RunConfig { mtp: true, ..later }, "Base 4096×1 0:128/128 1:128/128");
+    let off = RunConfig { n_ctx: 5000, flash_attn: FlashAttn::Off, ..ik.clone() };
+    check("llama", "block_count=1 attention.head_count=8", &off, "Base 5024×1 0:512/512");
     // Without a stream by slot.
     check(
         "llama",

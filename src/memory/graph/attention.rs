@@ -102,7 +102,15 @@ impl<'g> Layer<'g> {
         if self.has("attn_qkv") {
             return self.parted(project("attn_qkv"));
         }
-        let [q_rows, k_rows, v_rows] = ["attn_q", "attn_k", "attn_v"].map(project);
+        let names = ["attn_q", "attn_k", "attn_v"];
+        let [q_rows, k_rows, v_rows] = if self.plan.rules.copies_cells {
+            // `llm_build_mul_mat_qkv` of ik_llama.cpp: all products first.
+            let rows = names.map(|name| self.raw_mm(name, x));
+            self.draft.expand(&rows);
+            [0, 1, 2].map(|i| if is_raw { rows[i] } else { self.bias(names[i], rows[i]).expand() })
+        } else {
+            names.map(project)
+        };
         let by_head = |rows: Node<'g>, head: u64, n: u64| rows.reshape(&[head, n, self.n_tokens]);
         Qkv { q: by_head(q_rows, k, n_head), k: by_head(k_rows, k, n_kv), v: by_head(v_rows, v, n_kv) }
     }
@@ -178,7 +186,7 @@ impl<'g> Layer<'g> {
         let kv = kv.map(|(k, v)| (self.hadamard(k, k_rot), self.hadamard(v, v_rot)));
         q.expand();
         if let Some((k, v)) = kv {
-            self.draft.expand(&if windowed { [k, v] } else { [v, k] });
+            self.draft.expand(&if windowed || self.plan.rules.copies_cells { [k, v] } else { [v, k] });
             self.store_k(inputs.kind, owner, k, inputs.k_idxs);
             self.store_v(inputs.kind, owner, v, inputs.v_idxs);
         }
@@ -227,10 +235,10 @@ impl<'g> Layer<'g> {
     ) -> Node<'g> {
         let mut kq = k.mm(q);
         if self.arch.squashed {
-            kq = kq.scale().tanh().scale();
+            kq = kq.capped();
         }
         if extras.soft_cap {
-            kq = kq.scale().tanh().scale();
+            kq = kq.capped();
         }
         kq = kq.soft_max_masked(mask);
         kq.add_sinks(sinks);

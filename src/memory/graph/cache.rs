@@ -85,7 +85,7 @@ impl<'g> Builder<'g> {
 
     /// Hadamard matrices for quantized keys and values: as wide as all heads allow, 64 for values.
     pub(super) fn inp_rot(&'g self, kind: CacheKind) -> (Option<Node<'g>>, Option<Node<'g>>) {
-        let Some(cache) = self.cache(kind) else { return (None, None) };
+        let Some(cache) = self.cache(kind).filter(|_| !self.plan.rules.copies_cells) else { return (None, None) };
         let [k, v] = cache.rotations(&self.keepers().0.hparams, self.arch);
         let matrix = |n: u64| self.draft.input(f32(), &[n, n]);
         (k.map(matrix), v.map(matrix))
@@ -159,12 +159,16 @@ impl<'g> Builder<'g> {
 
     /// Writes keys (`cpy_k`).
     pub(super) fn store_k(&self, kind: CacheKind, il: u32, rows: Node<'g>, idxs: Node<'g>) {
-        store(self.keys(kind, il), rows, idxs);
+        let cache = self.keys(kind, il);
+        if self.plan.rules.copies_cells { copy(cache, rows) } else { store(cache, rows, idxs) }
     }
 
     /// Writes values, one element a row where they lie transposed (`cpy_v`).
     pub(super) fn store_v(&self, kind: CacheKind, il: u32, rows: Node<'g>, idxs: Node<'g>) {
         let v = self.values(kind, il);
+        if self.plan.rules.copies_cells {
+            return copy(v, rows);
+        }
         if !self.plan.caches.v_trans {
             return store(v, rows, idxs);
         }
@@ -178,6 +182,11 @@ impl<'g> Builder<'g> {
         let all = v.reshape(&[1, v.elements()]);
         all.set_rows(rows.reshape(&[1, rows.elements()]), idxs).expand();
     }
+}
+
+/// Writes rows to cells that follow each other; which ones decides nothing here.
+fn copy<'g>(cache: Node<'g>, rows: Node<'g>) {
+    rows.cpy(cache.view(&[rows.elements()], &[], 0)).expand();
 }
 
 /// Writes rows; indices count through the cells of all streams.

@@ -114,8 +114,12 @@ pub(super) fn scaled_ids(ids: Node<'_>) -> Node<'_> {
 impl<'g> Layer<'g> {
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
     pub(super) fn ffn(self, suffix: &str, x: Node<'g>, act: Act) -> Node<'g> {
-        let up = self.ffn_mm(&format!("ffn_up{suffix}"), x);
-        let gate = format!("ffn_gate{suffix}");
+        let [up_name, gate] = ["up", "gate"].map(|part| format!("ffn_{part}{suffix}"));
+        let down = format!("ffn_down{suffix}");
+        if let Some(hidden) = self.fused_hidden([&up_name, &gate], x) {
+            return if self.has(&down) { self.ffn_mm(&down, hidden) } else { hidden };
+        }
+        let up = self.ffn_mm(&up_name, x);
         let hidden = if self.has(&gate) {
             let is_fused = self.arch.fused_clamps == FusedClamps::Shared;
             let has_own = !is_fused || self.hparams().value("swiglu_clamp_shexp").is_some();
@@ -124,8 +128,19 @@ impl<'g> Layer<'g> {
         } else {
             self.ungated(up, act)
         };
-        let down = format!("ffn_down{suffix}");
         if self.has(&down) { self.ffn_mm(&down, hidden) } else { hidden }
+    }
+
+    /// Up and gate in one operation (`ggml_fused_up_gate`): of equal quantized types, without biases.
+    fn fused_hidden(self, [up, gate]: [&str; 2], x: Node<'g>) -> Option<Node<'g>> {
+        let is_bare = |name: &str| ["bias", "scale"].iter().all(|ending| self.get(name, ending).is_none());
+        if !self.plan.rules.fuses_gates || !self.has(gate) || !is_bare(up) || !is_bare(gate) {
+            return None;
+        }
+        let [up, gate] = [self.weight(up), self.weight(gate)];
+        let (u, g) = (up.tensor(), gate.tensor());
+        let fits = u.ty == g.ty && u.ty.is_quantized && u.ne == g.ne;
+        fits.then(|| self.draft.make(Op::Plain, f32(), [u.ne[1], x.ne(1), 1, 1], &[up, gate, x]))
     }
 
     /// A product, its bias, then its scale: the order of `build_ffn`.
@@ -176,7 +191,7 @@ impl<'g> Layer<'g> {
             Gating::SqrtSoftplus => logits.softplus().sqrt(),
         };
         let selected = moe.selected.unwrap_or_else(|| self.select(logits, probs, n_used));
-        let weights = weigh(probs, selected, n_used, moe).expand();
+        let weights = weigh(probs, selected, n_used, moe, !self.plan.rules.plain_routing).expand();
         let mut rows = x.reshape(&[n_embd, 1, n_tokens]);
         let weighs_first = self.arch.routing == Routing::WeighsInput;
         if weighs_first {
@@ -184,6 +199,13 @@ impl<'g> Layer<'g> {
         }
         let hidden = self.expert_hidden("exps", rows, selected, moe);
         let experts = self.expert_mm("ffn_down_exps", hidden, selected);
+        if self.plan.rules.fuses_norms {
+            // `ggml_mul_multi_add`, or `ggml_multi_add` of what was weighed (`llm_build_moe_ffn` of ik_llama.cpp).
+            let apart = !self.plan.rules.fuses_sums && !weighs_first;
+            let experts = if apart { experts * weights } else { experts };
+            let sources = if apart || weighs_first { vec![experts] } else { vec![experts, weights] };
+            return self.draft.make(Op::Plain, f32(), [n_embd, n_tokens, 1, 1], &sources);
+        }
         add_up(if weighs_first { experts } else { experts * weights }, n_used)
     }
 
@@ -195,7 +217,7 @@ impl<'g> Layer<'g> {
             Routing::Usual => self.get("exp_probs_b", "bias").map_or(probs, |bias| probs + bias),
         };
         let n_groups = self.hparam_or_0("expert_group_count");
-        if n_groups <= 1 {
+        if n_groups <= 1 || self.plan.rules.plain_routing {
             return scores.argsort_top_k(n_used);
         }
         // The scores of all groups but the best are masked out.
@@ -230,13 +252,26 @@ impl<'g> Layer<'g> {
     /// The experts' rows between up and down.
     pub(super) fn expert_hidden(self, kind: &str, x: Node<'g>, selected: Node<'g>, moe: &Moe<'g>) -> Node<'g> {
         let fused = format!("ffn_gate_up_{kind}");
+        if self.has(&fused) && self.plan.rules.fuses_norms {
+            let both = self.weight(&fused);
+            let ne = [both.ne(1) / 2, selected.ne(0), x.ne(2), 1];
+            return self.draft.make(Op::ExpertHidden, f32(), ne, &[both, x, selected]);
+        }
         if self.has(&fused) {
             let both = self.expert_mm(&fused, x, selected);
             let half = both.ne(0) / 2;
             return self.expert_gated(both.cols(half, 0), both.cols(half, half), moe, Clamp::None);
         }
-        let up = self.expert_mm(&format!("ffn_up_{kind}"), x, selected);
-        let gate = format!("ffn_gate_{kind}");
+        let [up_name, gate] = ["up", "gate"].map(|part| format!("ffn_{part}_{kind}"));
+        if self.plan.rules.fuses_experts && self.has(&gate) {
+            let [up, gate] = [self.weight(&up_name), self.weight(&gate)];
+            let (u, g) = (up.tensor(), gate.tensor());
+            if u.ty == g.ty && u.ne == g.ne {
+                let ne = [u.ne[1], selected.ne(0), x.ne(2), 1];
+                return self.draft.make(Op::ExpertHidden, f32(), ne, &[up, gate, x, selected]);
+            }
+        }
+        let up = self.expert_mm(&up_name, x, selected);
         if !self.has(&gate) {
             return match moe.act {
                 Act::SwigluOai => gated(up, up, moe.act, Clamp::None),
@@ -257,7 +292,7 @@ impl<'g> Layer<'g> {
 }
 
 /// How much each chosen expert counts.
-pub(super) fn weigh<'g>(probs: Node<'g>, selected: Node<'g>, n_used: u64, moe: &Moe<'g>) -> Node<'g> {
+pub(super) fn weigh<'g>(probs: Node<'g>, selected: Node<'g>, n_used: u64, moe: &Moe<'g>, is_clamped: bool) -> Node<'g> {
     let [n_expert, n_tokens, ..] = probs.shape();
     let mut weights = probs.reshape(&[1, n_expert, n_tokens]).get_rows(selected);
     let rows = |weights: Node<'g>| weights.reshape(&[n_used, n_tokens]);
@@ -267,7 +302,8 @@ pub(super) fn weigh<'g>(probs: Node<'g>, selected: Node<'g>, n_used: u64, moe: &
     }
     if moe.norm_w {
         let chosen = rows(weights);
-        weights = by_expert(chosen / chosen.sum_rows().clamp());
+        let sum = chosen.sum_rows();
+        weights = by_expert(chosen / if is_clamped { sum.clamp() } else { sum });
     }
     if moe.scaled { weights.scale() } else { weights }
 }

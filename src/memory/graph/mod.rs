@@ -97,6 +97,7 @@ const MAX_TOKENS: u64 = 1 << 24;
 /// The graph of `plan`; an error where llama.cpp refuses the file or stops at an assertion.
 pub fn build(plan: &Plan<'_>) -> Result<Graph, Error> {
     let draft = Draft::default();
+    draft.0.borrow_mut().fuses_norms = plan.rules.fuses_norms;
     let builder = Builder::new(plan, &draft);
     builder.check_numbers()?;
     models::build(&builder);
@@ -413,8 +414,17 @@ fn weight_behind<'m>(graph: &Graph, ids: &[Id], name: impl Fn(Id) -> Option<&'m 
 }
 
 impl Node<'_> {
+    /// Brought between two limits; in one operation in ik_llama.cpp (`ggml_softcap`).
+    fn capped(self) -> Self {
+        if self.draft.0.borrow().fuses_norms { self.op(Op::Plain) } else { self.scale().tanh().scale() }
+    }
+
     /// A norm of each row, then a weight and a bias.
     fn norm(self, kind: Norm, weight: Option<Self>, bias: Option<Self>) -> Self {
+        if let Some(weight) = weight.filter(|_| kind == Norm::Rms && self.draft.0.borrow().fuses_norms) {
+            // `llm_build_norm` of ik_llama.cpp: not in the place of its source.
+            return self.like(Op::Plain, &[self, weight]).weighted(None, bias);
+        }
         self.op(if kind == Norm::Rms { Op::RmsNorm } else { Op::Norm }).weighted(weight, bias)
     }
 
@@ -525,6 +535,9 @@ impl<'g> Layer<'g> {
 
     /// [`Self::norm_of`] where the loader takes the weight as optional: `build_norm` leaves out what is absent.
     fn norm_with(self, kind: Norm, weight: Option<Node<'g>>, name: &str, x: Node<'g>) -> Node<'g> {
+        if self.plan.rules.fuses_norms && kind == Norm::Rms && weight.is_some() {
+            return x.norm(kind, weight, self.get(name, "bias"));
+        }
         self.bound(x.norm(kind, None, None)).weighted(weight, self.get(name, "bias"))
     }
 

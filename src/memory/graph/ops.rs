@@ -113,7 +113,7 @@ functions! {
 
 impl Node<'_> {
     /// A contiguous result of its shape.
-    fn like(self, op: Op, sources: &[Self]) -> Self {
+    pub fn like(self, op: Op, sources: &[Self]) -> Self {
         let Tensor { ty, ne, .. } = self.tensor();
         self.draft.make(op, ty, ne, sources)
     }
@@ -395,7 +395,10 @@ impl Node<'_> {
         let fits = can_mul_mat(&k_t, &q_t) && streams && masks;
         let ne = [v_t.ne[0], q_t.ne[2], q_t.ne[1], q_t.ne[3]];
         let sources = [&[self, k, v], mask.as_slice()].concat();
-        self.draft.make_if(fits, ("ggml_flash_attn_ext", Op::FlashAttnExt), ne, &sources)
+        // ik_llama.cpp's kernels of latents take heads by fours, and there are kernels for all other heads (`ggml_cuda_fattn_is_supported`).
+        let is_plain = !matches!(k_t.ne[0], 576 | 512 | 320) || divides(4 * k_t.ne[2], q_t.ne[2]);
+        let op = if self.draft.0.borrow().fuses_norms && is_plain { Op::Plain } else { Op::FlashAttnExt };
+        self.draft.make_if(fits, ("ggml_flash_attn_ext", op), ne, &sources)
     }
 
     /// How well each cell of an indexer's cache fits each token's queries (`ggml_lightning_indexer`).

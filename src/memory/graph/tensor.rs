@@ -61,6 +61,8 @@ pub enum Op {
     Im2Col,
     Conv2d,
     Roll,
+    /// ik_llama.cpp's experts between up and down, in one operation (`GGML_OP_MOE_FUSED_UP_GATE`): up, gate, rows, choice.
+    ExpertHidden,
     /// Every backend runs it, and no rule tells it from its like: `UPSCALE`, `PAD_REFLECT_1D`, `SIN`, `COS`, `ARGMAX`, `CONV_2D_DW`.
     Plain,
     FlashAttnExt,
@@ -307,6 +309,8 @@ pub struct Graph {
     /// The target of the layer that a node was made for, for nodes that are probed.
     pub layer_targets: std::collections::HashMap<Id, usize>,
     pub fault: Option<Fault>,
+    /// Whether a norm and its weight are one operation.
+    pub fuses_norms: bool,
     /// What its tensors hold together, in bytes.
     bytes: u64,
 }

@@ -7,6 +7,7 @@ mod dsa;
 mod gemma;
 mod glm5_next;
 mod hyper;
+mod ik;
 mod kda;
 mod kpool;
 mod mixed;
@@ -30,6 +31,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         Graph::Gemma4Assistant => drafters::gemma4_assistant(b),
         _ if b.plan.caches.is_mtp => mtp::build(b),
         Graph::None => _ = b.fail(Error::Architecture { architecture: b.plan.model.architecture.clone() }),
+        _ if b.plan.rules.one_cache && b.arch.mla => ik::mla(b),
         Graph::Plain(spec) => plain::decoder(b, spec),
         Graph::Arctic => own::arctic(b),
         Graph::BailingMoe3 => kda::bailingmoe3(b),

@@ -83,7 +83,7 @@ fn chunk_experts<'g>(l: Layer<'g>, x: Node<'g>, logits: Node<'g>, moe: &Moe<'g>)
     let n_used = n_views.min(logits.ne(0) / l.hparam("experts_per_group"));
     let probs = logits.soft_max();
     let selected = scaled_ids(logits.sigmoid().argsort_top_k(n_used));
-    let weights = weigh(probs, selected, n_used, moe).expand();
+    let weights = weigh(probs, selected, n_used, moe, true).expand();
     let rows = x.reshape(&[x.ne(0), 1, x.ne(1)]);
     let hidden = l.expert_hidden("chexps", rows, selected, moe);
     add_up(l.expert_mm("ffn_down_chexps", hidden, selected) * weights, n_views)

@@ -117,6 +117,9 @@ pub(super) fn layer<'g>(
         Some(name) => norm(name, middle),
         None => middle,
     };
+    // `build_llama` of ik_llama.cpp has its experts add their own input.
+    let adds_input = l.plan.rules.fuses_norms && l.arch.name == "llama" && l.has("ffn_gate_inp");
+    let middle = if adds_input { x } else { middle };
     let mut x = feed_forward(l, spec, x);
     if let Some(name) = spec.ffn_post_norm {
         // gemma, exaone4 and olmo2 give this norm no layer number, so that it is not bound to its device.
@@ -151,7 +154,7 @@ pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, ou
         logits = logits.scale();
     }
     if matches!(spec.logits, Logits::Capped | Logits::ScaledCapped) && b.is_set("final_logit_softcapping") {
-        logits = logits.scale().tanh().scale();
+        logits = logits.capped();
     }
     logits.mark_output().expand();
 }
@@ -251,6 +254,10 @@ pub(super) fn feed_forward<'g>(l: Layer<'g>, spec: &Spec, x: Node<'g>) -> Node<'
     } else {
         l.moe(x, &moe)
     };
+    if l.plan.rules.fuses_norms {
+        // `llm_build_std_moe_ffn` of ik_llama.cpp.
+        routed.expand();
+    }
     if !l.has("ffn_up_shexp") {
         return routed;
     }
