@@ -730,17 +730,16 @@ const LINTS: &[Rule] = &[
     // Slots that are not unified divide the context.
     ("slots-share-context", Info, |facts| {
         let numbers = &facts.forecast.numbers;
-        let divided = facts.run.program == Program::Server && facts.run.n_ctx > 0 && !numbers.kv_unified;
-        if !divided || numbers.n_seq_max < 2 {
+        // Without streams the cache is one, and the server divides it (ik_llama.cpp `n_ctx_slot`).
+        let streams = facts.run.rules().streams;
+        let is_divided = !(streams && numbers.kv_unified);
+        if facts.run.program != Program::Server || facts.run.n_ctx == 0 || !is_divided || numbers.n_seq_max < 2 {
             return None;
         }
+        let slot = if streams { numbers.n_ctx_seq } else { numbers.n_ctx / numbers.n_seq_max };
         found(
-            format!(
-                "`-np {}` divides the context: each slot has {} tokens",
-                numbers.n_seq_max,
-                thousands(numbers.n_ctx_seq.into())
-            ),
-            "`-kvu` lets the slots share all of it; or use a larger `-c`",
+            format!("`-np {}` divides the context: each slot has {} tokens", numbers.n_seq_max, thousands(slot.into())),
+            if streams { "`-kvu` lets the slots share all of it; or use a larger `-c`" } else { "use a larger `-c`" },
         )
     }),
     // Any override turns pipeline parallelism off (`src/llama-context.cpp`, b11434).

@@ -349,12 +349,15 @@ fn launch(check: &Checkup, model: &ModelSummary) -> Vec<KeyFigure> {
     // llama-server gives no slot more than the model was trained on (`tools/server/server-context.cpp` `n_ctx_slot`, b11434).
     let is_capped = model.context_length > 0 && run.n_ctx_seq > model.context_length && run.program == Program::Server;
     let most = thousands(model.context_length.into());
-    let slots = match (run.n_seq_max(), run.kv_unified == Some(true)) {
+    let slots = match (run.n_seq_max(), run.kv_unified == Some(true) && run.rules().streams) {
         (1, _) if is_capped => format!("1 slot, at most {most} tokens"),
         (1, _) => "1 slot".to_string(),
         (n, true) if is_capped => format!("{n} slots sharing it, each at most {most} tokens"),
         (n, true) => format!("{n} slots sharing it"),
-        (n, false) => format!("{n} slots of {} tokens", thousands(u64::from(run.n_ctx_seq))),
+        (n, false) => format!(
+            "{n} slots of {} tokens",
+            thousands(u64::from(if run.rules().streams { run.n_ctx_seq } else { run.n_ctx / run.n_seq_max() }))
+        ),
     };
     let cache =
         if run.type_k == run.type_v { run.type_k.to_string() } else { format!("{}/{}", run.type_k, run.type_v) };
