@@ -115,7 +115,7 @@ fn what_if(
 }
 
 /// What the columns of speeds are: of the rows that are as certain as most of them, then of the others by their names.
-pub(super) fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> impl Iterator<Item = Block> {
+fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> impl Iterator<Item = Block> {
     let mut alike: Vec<(String, &str, Vec<String>)> = Vec::new();
     for (label, speed) in rows {
         let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));

@@ -1,7 +1,6 @@
 //! Inverse questions: whether the machine gives what is wanted, and the least that would.
 
 use super::plan::{about, fits, name};
-use super::sweep::certainty;
 use super::{Block, Document, Page, Verdict};
 use crate::number::{rate, seconds, thousands};
 use crate::plan::want::{Answer, Quantity, Want, Wanted};
@@ -36,7 +35,7 @@ impl Document for Wanted {
         page.push(answers(caption, "change", &rows));
         let reasons = self.changes().into_iter().filter_map(|change| change.reason.as_ref());
         page.push(reasons.map(|reason| Block::Prose(format!("{reason}."))));
-        page.push(certainty(rows.iter().map(|(what, answer)| (what.clone(), &answer.point.speed))));
+        page.push(Block::Prose(format!("Speeds are predicted ({}).", self.now.point.speed.basis)));
         page.detail(rows.iter().map(|(what, answer)| {
             let start = ["llama-server", "-m", &self.model.path];
             let words: Vec<&str> = start.into_iter().chain(answer.point.args.iter().map(String::as_str)).collect();
