@@ -383,18 +383,8 @@ impl Machine {
 
     /// What to say of its budgets, a line for devices of which the same is said.
     pub fn budget_notes(&self) -> impl Iterator<Item = String> {
-        let mut noted: Vec<(Vec<&str>, String)> = Vec::new();
-        for (name, note) in self.devices.iter().filter_map(|device| Some((&*device.name, device.note(self.host.ram)?)))
-        {
-            match noted.iter_mut().find(|(_, known)| *known == note) {
-                Some((names, _)) => names.push(name),
-                None => noted.push((vec![name], note)),
-            }
-        }
-        let devices = noted.into_iter().map(|(names, note)| match names.len() {
-            1 => format!("{}: {note}", names[0]),
-            n => format!("{}: {}", names.join(", "), note.replacen("--gpu '", &format!("--gpu '{n}x "), 1)),
-        });
+        let noted = self.devices.iter().filter_map(|device| Some((&*device.name, device.note(self.host.ram)?)));
+        let devices = said_once(noted).into_iter();
         devices.chain(self.host.note.iter().map(|note| format!("main memory: {note}")))
     }
 
@@ -402,6 +392,23 @@ impl Machine {
     pub fn margin(&self) -> Bytes {
         self.devices.iter().map(Device::margin).max().unwrap_or(MARGIN_UNCALIBRATED)
     }
+}
+
+/// A line for each note, behind the names of all devices of which it is said.
+pub fn said_once<'a>(notes: impl IntoIterator<Item = (&'a str, String)>) -> Vec<String> {
+    let mut noted: Vec<(Vec<&str>, String)> = Vec::new();
+    for (name, note) in notes {
+        match noted.iter_mut().find(|(_, known)| *known == note) {
+            Some((names, _)) => names.push(name),
+            None => noted.push((vec![name], note)),
+        }
+    }
+    let line = |(names, note): (Vec<&str>, String)| {
+        let note =
+            if names.len() > 1 { note.replacen("--gpu '", &format!("--gpu '{}x ", names.len()), 1) } else { note };
+        format!("{}: {note}", names.join(", "))
+    };
+    noted.into_iter().map(line).collect()
 }
 
 /// Names RPC devices as llama.cpp does: a device counts through all servers, its buffer type among those of its own. Where a server is

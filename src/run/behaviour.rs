@@ -334,7 +334,7 @@ impl RunConfig {
                 .map(|(is, what)| is && self.unfused.iter().all(|other| other != what));
         let mla = self.mla.unwrap_or(rules.mla);
         let attention_mib = self.attention_mib.unwrap_or(rules.attention_mib);
-        Rules { fuses_experts, fuses_gates, fuses_sums, mla, attention_mib, ..rules }
+        Rules { mla, attention_mib, fuses_experts, fuses_gates, fuses_sums, ..rules }
     }
 }
 

@@ -3,6 +3,8 @@
 //! Sources: `common/common.cpp` of the two that `behaviour` names; ik_llama.cpp's `docs/parameters.md`; its pull requests 1464 (`-ncmoe` with
 //! several devices) and 2262 (`-ncmoe` takes the last blocks), 698 (`-ooae`), 147 (`-rtr`).
 
+use std::cmp::Ordering;
+
 use super::behaviour::{HostBlocks, Rules};
 use super::config::{FlashAttn, LoadMode, Override, RunConfig};
 use super::values::{Given, on_host, value_of};
@@ -205,14 +207,16 @@ fn last_blocks(count: usize, blocks: &[Option<u16>], devices: &[u16]) -> Vec<usi
     };
     loop {
         let total: usize = left.iter().sum();
-        let chosen = if total > count {
-            let above = first_of(&left, &|_, n| n > 0);
-            above.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best })
-        } else if total < count {
-            let below = first_of(&left, &|at, n| held.get(at).is_some_and(|held| n < *held));
-            below.into_iter().reduce(|best, next| if next.1 < best.1 { next } else { best })
-        } else {
-            None
+        let chosen = match total.cmp(&count) {
+            Ordering::Greater => {
+                let above = first_of(&left, &|_, n| n > 0);
+                above.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best })
+            }
+            Ordering::Less => {
+                let below = first_of(&left, &|at, n| held.get(at).is_some_and(|held| n < *held));
+                below.into_iter().reduce(|best, next| if next.1 < best.1 { next } else { best })
+            }
+            Ordering::Equal => None,
         };
         let Some(n) = chosen.and_then(|(at, _)| left.get_mut(at)) else { break };
         *n = if total > count { *n - 1 } else { *n + 1 };

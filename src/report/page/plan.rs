@@ -9,8 +9,8 @@ use super::{Block, Document, KeyFigure, Page, Verdict, at_depth, dotted, named, 
 use crate::bytes::{Bytes, MIB};
 use crate::checkup::{self, BUDGET, Checkup, Severity};
 use crate::inspection::Warning;
-use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine};
-use crate::memory::{Basis, HOST, What};
+use crate::machine::{Device, MARGIN_UNCALIBRATED, Machine, said_once};
+use crate::memory::{HOST, What};
 use crate::number::{fixed, rate, seconds, signed, thousands, typeset};
 use crate::plan::explain::Alternative;
 use crate::plan::{Beside, Checked, ExpertSplit, ModelSummary, Plan, Projected, Strategy, Turn, Variant};
@@ -52,8 +52,9 @@ impl Document for Checked {
         page.push(parts(check));
         page.push(after_fitting(check));
         // Where budgets come from that are not exact figures.
-        let budget = |row: &Basis| Some(format!("{}: {}.", row.quantity.strip_suffix(BUDGET)?, row.how));
-        page.push(check.basis.iter().filter_map(budget).map(Block::Prose));
+        let rows = check.basis.iter();
+        let budgets = rows.filter_map(|row| Some((row.quantity.strip_suffix(BUDGET)?, format!("{}.", row.how))));
+        page.push(said_once(budgets).into_iter().map(Block::Prose));
         page.detail(check.mapped_span.map(|span| {
             Block::Prose(format!(
                 "With mapped files, llama.cpp logs {span} as CPU_Mapped. That is their span in the file, not memory."

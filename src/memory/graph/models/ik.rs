@@ -134,9 +134,10 @@ fn decompressed<'g>(
         let part = kv_b.view(&[s.latent, width], &[weight.nb[1]], weight.nb[1] * by_head * first);
         // CUDA multiplies F16 by quantized weights here.
         let is_plain = weight.ty.is_quantized || weight.ty == f16();
-        let kv = match is_plain {
-            true => l.draft.make(Op::Plain, f32(), [width, n_kv, 1, 1], &[part, latents]),
-            false => part.mm(latents),
+        let kv = if is_plain {
+            l.draft.make(Op::Plain, f32(), [width, n_kv, 1, 1], &[part, latents])
+        } else {
+            part.mm(latents)
         };
         let of = |n: u64, at: u64| kv.view(&[n, n_kv, n_heads], &[4 * width, 4 * by_head], 4 * at);
         let v = of(s.v_head, s.nope).cast(ty);
@@ -172,7 +173,7 @@ fn heads<'g>(
 }
 
 /// `attn_k_b` and `attn_v_b`, or what is made of `attn_kv_b` (`llm_prepare_mla`).
-fn split_weights<'g>(l: Layer<'g>, s: Sizes) -> [Node<'g>; 2] {
+fn split_weights(l: Layer<'_>, s: Sizes) -> [Node<'_>; 2] {
     let made = |name: &str, dims: [u64; 3], i: usize| {
         l.get(name, "weight").unwrap_or_else(|| {
             let whole = l.weight("attn_kv_b").tensor();
@@ -183,7 +184,7 @@ fn split_weights<'g>(l: Layer<'g>, s: Sizes) -> [Node<'g>; 2] {
 }
 
 /// `attn_kv_b`, or what is made of its halves.
-fn joined_weight<'g>(l: Layer<'g>, s: Sizes) -> Node<'g> {
+fn joined_weight(l: Layer<'_>, s: Sizes) -> Node<'_> {
     l.get("attn_kv_b", "weight").unwrap_or_else(|| {
         let [k, v] = ["attn_k_b", "attn_v_b"].map(|name| l.weight(name).tensor());
         let held: Held = k.held;
