@@ -243,7 +243,7 @@ pub(super) const ARCHITECTURES: &[Arch] = &[
         graph: Plain(Spec { rope: Rope::Windows, scales_w: false, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "mellum", scales: Scales { experts: true, ..NO_SCALES }, graph: Plain(PLAIN), ..Arch::PLAIN },
     Arch { name: "mimo2", layer_inputs: LayerInputs::WithOutput, nextn: NextN::WithMtp, raw_qkv: true,
-        graph: Plain(Spec { gating: Gating::Sigmoid, scales_v: true, ..PLAIN }), ..Arch::PLAIN },
+        graph: Plain(Spec { gating: Gating::Sigmoid, scales_v: true, pick: Pick::BeforeNorm, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "minicpm", rope_factors: RopeFactors::All, graph: Plain(Spec { scales_embd: true,
         scales_residual: true, logits: Logits::Scaled, has_multipliers: true, ..PLAIN }), ..Arch::PLAIN },
     Arch { name: "minicpm3", splits_tensors: false, rope_factors: RopeFactors::All, graph: Graph::MiniCpm3, ..Arch::PLAIN },

@@ -380,7 +380,7 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
         (None, _) => output.show(&plan)?,
     }
     if output.format() != Format::Json {
-        guessed(&plan).into_iter().chain(slots(&plan)).for_each(|note| output.say(&note));
+        guessed(&plan).or_else(|| slots(&plan)).iter().for_each(|note| output.say(note));
     }
     Ok(check::outcome(&plan.check))
 }

@@ -210,9 +210,9 @@ rules! {
     /// Small batches of glm5-next gather the latents that they chose.
     gathers_latents: bool = true,
         [11434, 11549] false => "src/models/glm5-next.cpp build_inp_kpool";
-    /// qwen4exp keeps its last streams for a NextN head, whether or not one reads them.
-    keeps_streams: bool = false,
-        [11434, 11549] true => "src/models/qwen4exp.cpp: t_h_nextn";
+    /// What a NextN head would read, qwen4exp's last streams and rows before the last norm, is kept whether or not one reads it.
+    keeps_nextn_input: bool = false,
+        [11434, 11549] true => "src/models/qwen4exp.cpp, openai-moe.cpp, step35.cpp, mimo2.cpp: t_h_nextn";
     /// glm5-next and qwen4exp: the mask of the chosen pools takes the place of the mask of all cells, new pools' cells are one list,
     /// and qwen4exp scales at once how much a stream takes.
     pools_replace_masks: bool = false,

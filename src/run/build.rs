@@ -186,7 +186,8 @@ mod tests {
         assert!(memory(9460).contains("of logits_of_all is not known"));
         assert_eq!(memory(11410), "b11434's rules");
         assert!(
-            memory(11500).contains("of looks_up_first, keeps_nextn_rows, gathers_latents, keeps_streams is not known")
+            memory(11500)
+                .contains("of looks_up_first, keeps_nextn_rows, gathers_latents, keeps_nextn_input is not known")
         );
         assert!(memory(8000).ends_with("no source older than b9093 was read"));
         assert!(memory(12732).ends_with("700 builds before it"));

@@ -407,7 +407,7 @@ impl Reader {
         } else if target.dialect == Dialect::Ik {
             let message = format!("moeplan does not know `{word}` in ik_llama.cpp and assumes that it has no effect");
             ("other-dialect", message, None)
-        } else if dialect::is_own(word) {
+        } else if dialect::is_own(word) && Program::Perplexity.own_values(word).is_none() {
             let hint = "`--dialect ik` reads the command as ik_llama.cpp does".to_string();
             ("unknown-flag", format!("`{word}` is a flag of ik_llama.cpp: {name} refuses it"), Some(hint))
         } else if target.known().is_some() {

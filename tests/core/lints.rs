@@ -609,7 +609,7 @@ fn ik_has_flags_of_its_own() {
     assert!(checkup.lints.iter().all(|lint| lint.severity > Severity::Warning), "{:?}", checkup.lints);
     let patterns: Vec<&str> = checkup.overrides.iter().map(|row| &row.pattern[..7]).collect();
     assert_eq!(patterns, [r"blk\.44", r"blk\.45", r"blk\.46", r"blk\.47"]);
-    assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("uncertain")));
+    assert!(checkup.basis.iter().any(|row| row.quantity == "compute" && row.how.contains("its own graph")));
     assert!(codes(&QWEN, ONE, "llama-server -c 4096 -lm none", ik).contains(&"other-dialect"));
     assert!(!codes(&QWEN, ONE, "llama-server -c 4096 --no-mmap", ik).contains(&"other-dialect"));
     let mtp = codes(&QWEN, ONE, "llama-server -c 4096 -mtp", ik);

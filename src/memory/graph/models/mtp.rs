@@ -101,7 +101,7 @@ fn head_norm<'g>(l: Layer<'g>, kind: Norm, rows: Node<'g>) -> Node<'g> {
 fn finish<'g>(l: Layer<'g>, spec: &Spec, rows: Node<'g>) {
     let out_ids = l.inp_out_ids();
     // The hidden state that the next draft reads is an output: before the norm, or all rows after it.
-    let rows = if spec.pick == Pick::BeforeNorm || l.arch.name == "mimo2" {
+    let rows = if spec.pick == Pick::BeforeNorm {
         head_norm(l, spec.norm, rows.get_rows(out_ids).mark_output())
     } else {
         head_norm(l, spec.norm, rows).mark_output().get_rows(out_ids)

@@ -133,6 +133,9 @@ pub(super) fn layer<'g>(
 /// The last norm and the logits.
 pub(super) fn finish<'g>(b: &'g Builder<'g>, spec: &Spec, mut rows: Node<'g>, out_ids: Node<'g>) {
     let pick = b.pick(spec.pick);
+    if spec.pick == Pick::BeforeNorm && b.plan.rules.keeps_nextn_input {
+        rows = rows.mark_output();
+    }
     if pick == Pick::BeforeNorm {
         rows = rows.mark_output().get_rows(out_ids);
     }

@@ -78,7 +78,7 @@ pub(super) fn build<'g>(b: &'g Builder<'g>) {
         let (x, inject) = read_streams(l, "hc_ffn", streams);
         streams = l.bound(write_streams(l, feed_forward(l, &PLAIN, x), streams, inject));
     }
-    if b.plan.rules.keeps_streams {
+    if b.plan.rules.keeps_nextn_input {
         let ne = streams.shape();
         streams.reshape(&[ne[0] * ne[1], ne[2]]).expand();
     }
