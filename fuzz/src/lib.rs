@@ -122,6 +122,7 @@ pub fn checked(model: &Model, machine: &Machine, words: &str) {
     let parsed = parse::command(&typed, &BTreeMap::new()).expect("a good command");
     let Ok(checkup) = checkup::check(model, machine, &parsed, Options::default()) else { return };
     let model = plan::summary(model, "m.gguf");
-    let (name, variants, projected, mended, n_cpu_moe, plan) = (None, Vec::new(), None, None, None, None);
-    shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan });
+    let (name, variants, projected, mended, n_cpu_moe) = (None, Vec::new(), None, None, None);
+    let (plan, no_plan) = (None, None);
+    shown(&Checked { checkup, model, command, name, variants, projected, mended, n_cpu_moe, plan, no_plan });
 }
