@@ -1210,6 +1210,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_said_of_like_devices_is_said_once() {
+        let said = said_once(
+            [("A0", "24G: --gpu 'B=23G'"), ("A1", "no"), ("A2", "24G: --gpu 'B=23G'")].map(|(a, b)| (a, b.to_string())),
+        );
+        assert_eq!(said, ["A0, A2: 24G: --gpu '2x B=23G'", "A1: no"]);
+    }
+
+    #[test]
     fn an_empty_tensor_of_any_shape_takes_nothing() {
         let ty = crate::gguf::ggml_type::f32();
         assert_eq!(Backend::Cuda.tensor_bytes(ty, [0, u64::MAX, u64::MAX, 2]), Bytes(0));

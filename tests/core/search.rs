@@ -223,6 +223,23 @@ fn the_micro_batch_is_what_main_memory_holds() {
     never_dearer(&model, machines.into_iter()).unwrap();
 }
 
+/// The card has room for 55,552 tokens with all experts in main memory, which does not hold them.
+#[test]
+fn the_longest_context_fits_where_main_memory_is_short() {
+    let model = model("glm-4.5-air", &Wish::default());
+    let of = |context| Request { levers: Levers::unasked(), context, ..request(Strategy::Auto) };
+    let card = with_ram(one_card(15_683), 64 << 10);
+    let plan = plan::brief(&model, "m.gguf", &card, &of(ContextChoice::Max)).unwrap();
+    assert!(
+        plan.check.fits() && plan.check.run.n_ctx >= 32_768,
+        "{}: {:?}",
+        plan.check.run.n_ctx,
+        plan.check.shortfall
+    );
+    let longer = plan::brief(&model, "m.gguf", &card, &of(ContextChoice::Fixed(plan.check.run.n_ctx + 256))).unwrap();
+    assert!(!longer.check.fits());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 4 }, ..ProptestConfig::default() })]
     /// More main memory is never slower, and never in the way of a plan.
