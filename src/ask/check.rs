@@ -209,8 +209,11 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
     let variants = if rows.len() > 1 { rows } else { Vec::new() };
     let asked = described.zip(options.turn);
     let plan = asked.map(|asked| beside::plan((&model, &name), machine, &command, &checkup, asked, options));
-    let (mut plan, no_plan) =
-        plan.map_or((None, None), |plan| plan.map_or_else(|why| (None, Some(why)), |plan| (Some(plan), None)));
+    let (mut plan, no_plan) = match plan {
+        Some(Ok(plan)) => (Some(plan), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, None),
+    };
     let is_launch = checkup.program == Program::Server && command.run.target.dialect == Dialect::LlamaCpp;
     let mut mended = beside::mended(&command).filter(|_| checkup.is_mended() && is_launch && variants.is_empty());
     for advised in plan.iter_mut().map(|plan| &mut plan.command).chain(&mut mended) {

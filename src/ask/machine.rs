@@ -213,11 +213,7 @@ impl Described {
 
     /// `machine` with the slots of `--pcie` and what `--budget` gives of its devices, where each device can be what it is said to be.
     pub fn limited(&self, mut machine: Machine) -> Result<Machine, Refusal> {
-        let (slots, known) = (self.pcie.len(), machine.devices.len());
-        if slots > known {
-            let message = format!("--pcie has {slots} slots, but there are {known} devices");
-            return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
-        }
+        at_most_one_each(&machine, "--pcie", self.pcie.len(), "slots")?;
         for (device, slot) in machine.devices.iter_mut().zip(&self.pcie) {
             table::in_slot(device, slot.rate());
         }
@@ -233,11 +229,7 @@ impl Described {
     }
 
     fn budgeted(&self, machine: Machine) -> Result<Machine, Refusal> {
-        let (asked, known) = (self.budget.len(), machine.devices.len());
-        if asked > known {
-            let message = format!("--budget has {asked} sizes, but there are {known} devices");
-            return Err(Refusal::new(message, "--vram, --gpu or --device describes more"));
-        }
+        at_most_one_each(&machine, "--budget", self.budget.len(), "sizes")?;
         let given = machine.devices.iter().zip(&self.budget).filter(|(_, size)| size.bytes > Bytes(0));
         let devices = given.map(|(device, size)| prices::limited(device, size.bytes)).collect();
         Machine::new(devices, machine.host).map_err(|error| Refusal::new(error.to_string(), ""))
@@ -251,4 +243,14 @@ impl Described {
         self.describe(&mut machine.host)?;
         self.limited(machine)
     }
+}
+
+/// A flag that says something of each device, in order, says it of devices that there are.
+fn at_most_one_each(machine: &Machine, flag: &str, given: usize, what: &str) -> Result<(), Refusal> {
+    let known = machine.devices.len();
+    if given <= known {
+        return Ok(());
+    }
+    let message = format!("{flag} has {given} {what}, but there are {known} devices");
+    Err(Refusal::new(message, "--vram, --gpu or --device describes more"))
 }

@@ -17,7 +17,7 @@ use crate::placement::{Placement, by_size};
 use crate::run::{ContextNumbers, FlashAttn, Rules, SplitMode};
 
 /// The most bytes of one tensor that any driver takes without 64-bit indexing.
-pub const VULKAN_LONGEST: u64 = super::vulkan::LONGEST;
+pub use super::vulkan::LONGEST as VULKAN_LONGEST;
 /// The largest buffer of the Vulkan driver that takes least, AMD's own. A driver without 64-bit indexing takes less than 4 GiB
 /// (`maxStorageBufferRange`), and llama.cpp gives operations on larger tensors to the processor (`ggml/src/ggml-vulkan/ggml-vulkan.cpp`
 /// `ggml_backend_vk_device_supports_op`, b11434).

@@ -36,8 +36,8 @@ pub(crate) fn latents(model: &Model, run: &RunConfig) -> Vec<(u64, u64)> {
         head => u64::from(layer.n_head) * head,
     };
     let (rank, positions) = (key("attention.kv_lora_rank"), key("rope.dimension_count"));
-    let is_plain = run.flash_attn == FlashAttn::Off;
-    let of = |layer: &LayerHParams| match mla(model, run) {
+    let (mla, is_plain) = (mla(model, run), run.flash_attn == FlashAttn::Off);
+    let of = |layer: &LayerHParams| match mla {
         0 => (
             by_head("attention.key_length_mla", layer, layer.n_embd_head_k),
             by_head("attention.value_length_mla", layer, layer.n_embd_head_v),
@@ -59,16 +59,22 @@ struct Sizes {
 impl Sizes {
     fn new(model: &Model, run: &RunConfig) -> Self {
         let (hparams, is_mla) = (&model.hparams, model.hparams.arch().mla);
+        let (mla, most) = (mla(model, run), u64::from(run.rules().attention_mib) << 20);
+        let latents = if is_mla { latents(model, run) } else { Vec::new() };
         let n_ctx = if run.n_ctx == 0 { hparams.context_length } else { run.n_ctx };
         let n_batch = if run.n_ctx == 0 { run.n_batch } else { run.n_batch.min(run.n_ctx) };
         let rows = u64::from(n_batch.min(run.n_ubatch));
         let blocks = model.context.n_layer_all();
         let mut sizes = Self { slots: Vec::new(), compute: 0.0 };
         let input = u64::from(hparams.embedding_length) * rows * 4;
+        let mut by_block: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for (name, tensor) in model.tensors.iter().map(|tensor| (tensors::name(&tensor.name), tensor)) {
+            if let Some(il) = name.block.filter(|il| run.mtp || *il < model.context.n_layer) {
+                by_block.entry(il).or_default().push((name, tensor));
+            }
+        }
         for il in 0..blocks {
-            let is_used = run.mtp || il < model.context.n_layer;
-            let tensors = model.tensors.iter().map(|tensor| (tensors::name(&tensor.name), tensor));
-            let tensors: Vec<_> = tensors.filter(|(name, _)| is_used && name.block == Some(il)).collect();
+            let tensors = by_block.remove(&il).unwrap_or_default();
             let weight = |base: &str| tensors.iter().find(|(n, _)| n.base == base && n.suffix == "weight").map(|t| t.1);
             let results = |names: &[&str], each: u64| -> u64 {
                 names.iter().filter_map(|name| weight(name)).map(|tensor| tensor.shape[1] * each * 4).sum()
@@ -86,14 +92,14 @@ impl Sizes {
                     ((k, v), Some(kv)) => kv.bytes.0 / 2 * (u64::from(k.is_none()) + u64::from(v.is_none())),
                     _ => 0,
                 };
-                if let Some(v) = weight("attn_v_b").filter(|_| mla(model, run) == 3) {
-                    let heads =
-                        heads_at_once(v.shape[2], 2 * v.shape[1] * u64::from(n_ctx) * 4, run.rules().attention_mib);
+                if let Some(v) = weight("attn_v_b").filter(|_| mla == 3) {
+                    let all = v.shape[2] * 2 * v.shape[1] * u64::from(n_ctx) * 4;
+                    let heads = heads_at_once(v.shape[2], all, most);
                     compute = compute.max(2.0 * v.shape[1] as f64 * heads as f64 * f64::from(n_ctx) * 4.0);
                 }
             }
             sizes.compute = sizes.compute.max(compute);
-            sizes.slots.push(bytes as f64 + cache(model, run, il, n_ctx) as f64);
+            sizes.slots.push(bytes as f64 + cache(model, run, &latents, il, n_ctx) as f64);
         }
         let named =
             |wanted: &str| model.tensors.iter().find(|tensor| tensor.name == wanted).map(|tensor| tensor.bytes.0);
@@ -161,25 +167,24 @@ fn derived(k: &crate::model::Tensor, v: &crate::model::Tensor) -> u64 {
     ty.row_bytes(v.shape[0]).unwrap_or(0) * (v.shape[1] + k.shape[1]) * v.shape[2]
 }
 
-/// How many of a block's heads are computed at once, so that they take at most `-amb` MiB.
-fn heads_at_once(n_head: u64, bytes_by_head: u64, limit_mib: u32) -> u64 {
-    let most = u64::from(limit_mib) << 20;
-    if most == 0 || bytes_by_head * n_head <= most {
+/// How many of a block's heads are computed at once, where `all` of them take so much and `-amb` allows `most`; 0 is no limit.
+pub(crate) fn heads_at_once(n_head: u64, all: u64, most: u64) -> u64 {
+    if most == 0 || all <= most {
         return n_head;
     }
-    let parts = (2..n_head).find(|parts| n_head.is_multiple_of(*parts) && bytes_by_head * n_head / parts <= most);
+    let parts = (2..n_head).find(|parts| n_head.is_multiple_of(*parts) && all / parts <= most);
     parts.map_or(1, |parts| n_head / parts)
 }
 
 /// `llama_model::cache_size`.
-fn cache(model: &Model, run: &RunConfig, il: u32, n_ctx: u32) -> u64 {
+fn cache(model: &Model, run: &RunConfig, latents: &[(u64, u64)], il: u32, n_ctx: u32) -> u64 {
     let Some(layer) = model.context.layers.get(il as usize) else { return 0 };
     if layer.is_recr {
         let states = run.n_parallel.unwrap_or(1).clamp(1, n_ctx.max(1));
         return (model.context.n_embd_r + model.context.n_embd_s) * u64::from(states) * 4;
     }
     let (k, v) = if model.hparams.arch().mla {
-        latents(model, run).get(il as usize).copied().unwrap_or_default()
+        latents.get(il as usize).copied().unwrap_or_default()
     } else {
         let heads = u64::from(layer.n_head_kv);
         (heads * u64::from(layer.n_embd_head_k), heads * u64::from(layer.n_embd_head_v))

@@ -566,6 +566,9 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
         let service = &extended(config, &name, &project.folder, files, 0)?;
         let image = service.get("image").and_then(text_of);
         let mut words = vec!["docker".to_string(), "run".to_string()];
+        if service.get("privileged").and_then(Value::as_bool) == Some(true) {
+            words.push("--privileged".to_string());
+        }
         match env_files(service, files, project) {
             Ok(pairs) => {
                 words.extend(pairs.into_iter().flat_map(|(name, value)| ["-e".to_string(), format!("{name}={value}")]));
@@ -590,10 +593,8 @@ fn compose(config: &Value, files: Files<'_>, project: &Project) -> Result<Vec<He
                 option("-v", &short);
             }
         }
-        let is_privileged = service.get("privileged").and_then(Value::as_bool) == Some(true);
         let nodes = service.get("devices").and_then(Value::as_sequence).into_iter().flatten();
-        let nodes = nodes.filter_map(|node| text_of(node).or_else(|| node.get("source").and_then(text_of)));
-        for node in nodes.chain(["/dev/kfd", "/dev/dri"].map(String::from).into_iter().filter(|_| is_privileged)) {
+        for node in nodes.filter_map(|node| text_of(node).or_else(|| node.get("source").and_then(text_of))) {
             option("--device", &node);
         }
         if let Some(runtime) = service.get("runtime").and_then(text_of) {
@@ -896,6 +897,27 @@ services:
             assert_eq!(found, expected, "{words}");
         }
         assert_eq!(of_text(Kind::Compose, compose, &|_| None), Err(Error::NoFile("a.env".into())));
+    }
+
+    /// What lacks a GPU in a service lacks it in the `docker run` that does the same; NVIDIA's driver is not among what `privileged` gives.
+    #[test]
+    fn a_service_is_given_what_docker_run_is_given() {
+        for (image, service, words, lacks) in [
+            ("server-rocm", "", "", true),
+            ("server-rocm", "devices: [/dev/kfd, /dev/dri]", "--device /dev/kfd --device /dev/dri", false),
+            ("server-rocm", "devices: [{source: /dev/kfd}]", "--device /dev/kfd", true),
+            ("server-rocm", "privileged: true", "--privileged", false),
+            ("server-cuda", "privileged: true", "--privileged", true),
+            ("server-cuda", "gpus: all", "--gpus all", false),
+        ] {
+            let notes = |held: &Held| held.notes.iter().map(|note| note.code.to_string()).collect::<Vec<_>>();
+            let text = format!("services: {{a: {{image: 'llama:{image}', command: -m x.gguf, {service}}}}}");
+            let of_service = of_text(Kind::Compose, &text, &|_| None).unwrap();
+            let line = format!("docker run {words} llama:{image} -m x.gguf");
+            let of_run = of_words(&shlex::split(&line).unwrap(), &|_| None).unwrap();
+            assert_eq!(notes(&of_service[0]), notes(&of_run), "{line}");
+            assert_eq!(notes(&of_run).contains(&"container-without-gpu".to_string()), lacks, "{line}");
+        }
     }
 
     /// What a service extends, another file's with its paths, and override files are merged as Compose merges them.

@@ -114,20 +114,19 @@ pub(super) fn scaled_ids(ids: Node<'_>) -> Node<'_> {
 impl<'g> Layer<'g> {
     /// Up, a parallel gate if the layer has one, and down: `ffn_up`, `ffn_gate`, `ffn_down` with this suffix.
     pub(super) fn ffn(self, suffix: &str, x: Node<'g>, act: Act) -> Node<'g> {
-        let [up_name, gate] = ["up", "gate"].map(|part| format!("ffn_{part}{suffix}"));
-        let down = format!("ffn_down{suffix}");
-        if let Some(hidden) = self.fused_hidden([&up_name, &gate], x) {
-            return if self.has(&down) { self.ffn_mm(&down, hidden) } else { hidden };
-        }
-        let up = self.ffn_mm(&up_name, x);
-        let hidden = if self.has(&gate) {
+        let [up, gate] = ["up", "gate"].map(|part| format!("ffn_{part}{suffix}"));
+        let hidden = if let Some(fused) = self.fused_hidden([&up, &gate], x) {
+            fused
+        } else if self.has(&gate) {
+            let up = self.ffn_mm(&up, x);
             let is_fused = self.arch.fused_clamps == FusedClamps::Shared;
             let has_own = !is_fused || self.hparams().value("swiglu_clamp_shexp").is_some();
             let clamp = if has_own { "swiglu_clamp_shexp" } else { "swiglu_clamp_exp" };
             gated(self.ffn_mm(&gate, x), up, act, self.clamp(clamp, is_fused))
         } else {
-            self.ungated(up, act)
+            self.ungated(self.ffn_mm(&up, x), act)
         };
+        let down = format!("ffn_down{suffix}");
         if self.has(&down) { self.ffn_mm(&down, hidden) } else { hidden }
     }
 

@@ -14,8 +14,6 @@ use crate::run::command::shell;
 use crate::speed::{Phase, Speed};
 
 const COLUMNS: &str = "fits|>experts on devices|>blocks on host|>context|>-ub|>pp|>tg|>turn";
-/// Where the context is what varies.
-const WITHOUT_CONTEXT: &str = "fits|>experts on devices|>blocks on host|>-ub|>pp|>tg|>turn";
 
 impl Document for SweepDocument {
     fn pages(&self) -> Vec<Page> {
@@ -93,7 +91,8 @@ fn what_if(
         ];
         [point.label.clone()].into_iter().chain(more.clone()).chain(placed).chain(context).chain(shown)
     };
-    let rest = if is_by_context { WITHOUT_CONTEXT } else { COLUMNS };
+    // Where the context is what varies, it is the label.
+    let rest = if is_by_context { COLUMNS.replace("|>context", "") } else { COLUMNS.to_string() };
     let table = Table::rows_of(&format!("{columns}|{rest}"), points.iter().map(row));
     let command = |(point, model, _): &(&Point, &ModelSummary, _)| {
         let start = ["llama-server", "-m", &model.path];
@@ -115,7 +114,7 @@ fn what_if(
 }
 
 /// What the columns of speeds are: of the rows that are as certain as most of them, then of the others by their names.
-fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> impl Iterator<Item = Block> {
+fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> Vec<Block> {
     let mut alike: Vec<(String, &str, Vec<String>)> = Vec::new();
     for (label, speed) in rows {
         let [pp, tg] = [Phase::Prompt, Phase::Generate].map(|phase| speed.within(phase));
@@ -131,7 +130,7 @@ fn certainty<'a>(rows: impl IntoIterator<Item = (String, &'a Speed)>) -> impl It
         0 => Block::Prose(format!("Predicted: {within} ({basis})")),
         _ => Block::Prose(format!("Predicted for {}: {within} ({basis})", labels.join(", "))),
     };
-    alike.into_iter().enumerate().map(text).collect::<Vec<_>>().into_iter()
+    alike.into_iter().enumerate().map(text).collect()
 }
 
 impl SweepDocument {
@@ -192,7 +191,7 @@ mod tests {
         let rows = [("4 GiB", &disk), ("8 GiB", &usual), ("12 GiB", &usual)];
         let told = |rows: &[(&str, &Speed)]| -> Vec<String> {
             let blocks = certainty(rows.iter().map(|(label, speed)| ((*label).to_string(), *speed)));
-            blocks.map(|block| if let Block::Prose(text) = block { text } else { String::new() }).collect()
+            blocks.into_iter().map(|block| if let Block::Prose(text) = block { text } else { String::new() }).collect()
         };
         let most = "Predicted: pp ±50%, tg ±40%, in tokens/s (table)";
         assert_eq!(told(&rows), [most, "Predicted for 4 GiB: pp ±70%, tg ±40%, in tokens/s (table; disk)"]);

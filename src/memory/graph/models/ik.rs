@@ -4,13 +4,13 @@
 
 use super::super::attention::{Extras, Qkv};
 use super::super::ops::HEADS;
-use super::super::tensor::{Held, Node, Op};
+use super::super::tensor::{Node, Op};
 use super::super::{Builder, Layer};
 use super::mla::{SPEC, Sizes};
 use super::plain::stack;
 use crate::gguf::ggml_type::{f16, f32};
 use crate::memory::caches::CacheKind;
-use crate::placement::by_size::{halves, joined};
+use crate::placement::by_size::{halves, heads_at_once, joined};
 
 /// From so many tokens on latents are turned into the keys and values of all heads.
 const PROMPT: u64 = 128;
@@ -81,7 +81,7 @@ fn attention<'g>(l: Layer<'g>, x: Node<'g>, positions: Node<'g>, mask: Node<'g>)
 
 /// Scores of all heads, or of as many at a time as `-amb` allows.
 fn scores<'g>(l: Layer<'g>, q: Node<'g>, cache: Node<'g>, values: Node<'g>, mask: Node<'g>) -> Node<'g> {
-    let [width, n_tokens, n_head, _] = q.shape();
+    let [_, n_tokens, n_head, _] = q.shape();
     let n_kv = cache.ne(1);
     let (size, most) = ((n_kv * n_tokens * n_head * 4) >> 20, u64::from(l.plan.rules.attention_mib));
     let is_prompt = l.n_tokens >= PROMPT && l.plan.rules.mla > 1;
@@ -95,13 +95,18 @@ fn scores<'g>(l: Layer<'g>, q: Node<'g>, cache: Node<'g>, values: Node<'g>, mask
         return if is_prompt { found } else { found.permute(HEADS) };
     }
     let each = n_head.div_ceil(size.div_ceil(most).min(n_head));
-    let part = |first: u64| {
-        let heads = each.min(n_head - first);
-        let q = q.view(&[width, n_tokens, heads], &[q.nb(1), q.nb(2)], q.nb(2) * first);
-        values.mm(cache.mm(q).soft_max_masked(mask))
-    };
+    in_parts(q, each, 2, |q, _| values.mm(cache.mm(q).soft_max_masked(mask)))
+}
+
+/// What `part` makes of so many heads of `q` at a time, from the first of them on, joined along a dimension.
+fn in_parts<'g>(q: Node<'g>, each: u64, dim: u32, part: impl Fn(Node<'g>, u64) -> Node<'g>) -> Node<'g> {
+    let [width, n_tokens, n_head, _] = q.shape();
     let firsts = (0..n_head).step_by(usize::try_from(each).unwrap_or(1).max(1));
-    firsts.map(part).reduce(|all, next| all.concat(next, 2).expand()).unwrap_or(q)
+    let parts = firsts.map(|first| {
+        let heads = [width, n_tokens, each.min(n_head - first)];
+        part(q.view(&heads, &[q.nb(1), q.nb(2)], q.nb(2) * first), first)
+    });
+    parts.reduce(|all, next| all.concat(next, dim).expand()).unwrap_or(q)
 }
 
 /// Keys and values of every head from all latents, of as many heads at a time as `-amb` allows.
@@ -116,10 +121,7 @@ fn decompressed<'g>(
     let kv_b = joined_weight(l, s);
     let (by_head, weight) = (s.nope + s.v_head, kv_b.tensor());
     let size = (by_head * s.n_head * n_kv * 4) >> 20;
-    let most = u64::from(l.plan.rules.attention_mib);
-    let is_over = most > 0 && size > most;
-    let parts = (2..s.n_head).find(|parts| s.n_head.is_multiple_of(*parts) && size / parts <= most);
-    let n_heads = if is_over { parts.map_or(1, |parts| s.n_head / parts) } else { s.n_head };
+    let n_heads = heads_at_once(s.n_head, size, u64::from(l.plan.rules.attention_mib));
     // Where there are devices, in F16 whatever the cache is.
     let ty = if l.plan.placement.devices.is_empty() { cache.tensor().ty } else { f16() };
     let turned = cache.view(&[s.rope, n_kv, 1], &[cache.nb(1)], 0);
@@ -128,8 +130,7 @@ fn decompressed<'g>(
     let turned = if same { turned } else { l.draft.make(Op::Plain, ty, turned.shape(), &[turned]) };
     let turned = turned.repeat(&[s.rope, n_kv, n_heads]);
     let q = q_rope.concat(q_nope, 0).permute(HEADS).expand();
-    let mut all: Option<Node<'g>> = None;
-    for first in (0..s.n_head).step_by(usize::try_from(n_heads).unwrap_or(1).max(1)) {
+    in_parts(q, n_heads, 0, |q, first| {
         let width = by_head * n_heads;
         let part = kv_b.view(&[s.latent, width], &[weight.nb[1]], weight.nb[1] * by_head * first);
         // CUDA multiplies F16 by quantized weights here.
@@ -144,11 +145,8 @@ fn decompressed<'g>(
         let k = of(s.nope, 0).cast(ty);
         l.draft.expand(&[k, v]);
         let k = turned.concat(k, 0).expand();
-        let q = q.view(&[s.k_head, l.n_tokens, n_heads], &[q.nb(1), q.nb(2)], q.nb(2) * first);
-        let rows = q.flash_attn_ext(k, v, Some(mask)).reshape(&[s.v_head * n_heads, l.n_tokens]);
-        all = Some(all.map_or(rows, |all| all.concat(rows, 0)).expand());
-    }
-    all.unwrap_or(q)
+        q.flash_attn_ext(k, v, Some(mask)).reshape(&[s.v_head * n_heads, l.n_tokens]).expand()
+    })
 }
 
 /// Keys and values by head in the cache (`-mla 0`).
@@ -187,7 +185,6 @@ fn split_weights(l: Layer<'_>, s: Sizes) -> [Node<'_>; 2] {
 fn joined_weight(l: Layer<'_>, s: Sizes) -> Node<'_> {
     l.get("attn_kv_b", "weight").unwrap_or_else(|| {
         let [k, v] = ["attn_k_b", "attn_v_b"].map(|name| l.weight(name).tensor());
-        let held: Held = k.held;
-        l.draft.hold(joined(k.ty, v.ty), &[s.latent, s.n_head * (s.nope + s.v_head)], held)
+        l.draft.hold(joined(k.ty, v.ty), &[s.latent, s.n_head * (s.nope + s.v_head)], k.held)
     })
 }
