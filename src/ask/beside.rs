@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::plan::{self, Beside, Request, Turn};
 use crate::run::args::args_beside;
 use crate::run::command::{server_command, shell};
-use crate::run::flags::{Effect, InPlan};
+use crate::run::flags::InPlan;
 use crate::run::{Dialect, LoadMode, ParsedCommand, Program, RunConfig, groups, spelling, visible};
 
 /// Flags that say where weights go and how the machine computes: these the planner chooses.
@@ -78,11 +78,9 @@ pub fn plan(
     }
     let seconds = checkup.speed.as_ref().map(|speed| speed.turn_seconds(turn));
     let unquotable = || why(plan::Error::Path);
-    let undecided = undecided(command).ok_or_else(unquotable)?;
     Ok(Beside {
         asked: shell(&asked(words, name, settings)).ok_or_else(unquotable)?,
-        command: [plan.command.as_str(), &undecided].join(if undecided.is_empty() { "" } else { " " }),
-        undecided: Some(undecided).filter(|words| !words.is_empty()),
+        command: plan.command,
         memory: plan.check.memory,
         speed: plan.speed,
         turn_seconds: plan.turn_seconds,
@@ -116,20 +114,10 @@ fn none_for(machine: &Machine, command: &ParsedCommand, checkup: &Checkup) -> Op
     }
 }
 
-/// The flags of a command that decide nothing here, which the planned command keeps: `--jinja`, `--port 8081`.
-fn undecided(command: &ParsedCommand) -> Option<String> {
-    let decides_nothing = |group: &&[String]| {
-        group.first().and_then(|word| spelling(word)).is_none_or(|(flag, _)| matches!(flag.effect, Effect::None))
-    };
-    let words: Vec<&String> = groups(&command.beside).into_iter().filter(decides_nothing).flatten().collect();
-    if words.is_empty() { Some(String::new()) } else { shell(&words) }
-}
-
 /// A command as llama.cpp takes it: what it refuses is replaced by what took its place.
 pub fn mended(command: &ParsedCommand) -> Option<String> {
     let words = server_command(command.model.as_ref()?, &command.run, &args_beside(&command.run, &command.beside));
-    let undecided = undecided(command)?;
-    Some([shell(&words)?, undecided].join(" ").trim_end().to_string())
+    shell(&words)
 }
 
 /// What a command serves, as words that a plan keeps.

@@ -251,6 +251,11 @@ fn at_most_one_each(machine: &Machine, flag: &str, given: usize, what: &str) -> 
     if given <= known {
         return Ok(());
     }
-    let message = format!("{flag} has {given} {what}, but there are {known} devices");
+    let there_are = match known {
+        0 => "there is no device".to_string(),
+        1 => "there is 1 device".to_string(),
+        _ => format!("there are {known} devices"),
+    };
+    let message = format!("{flag} has {given} {what}, but {there_are}");
     Err(Refusal::new(message, "--vram, --gpu or --device describes more"))
 }

@@ -24,7 +24,7 @@ pub fn is_auto((_, words): &Setting) -> bool {
     words.get(1).is_some_and(|value| value == "auto")
 }
 
-/// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps.
+/// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps, also those that decide nothing here.
 pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     let mut settings = Vec::new();
     for group in groups(words) {
@@ -36,7 +36,7 @@ pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
             None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
                 (Effect::Model, _) => "the model is named before `--`, without a flag".into(),
-                (Effect::None, _) | (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
+                (_, InPlan::Instead(_)) => of_llama_cpp(typed, flag),
                 _ => {
                     settings.push((flag, group.to_vec()));
                     continue;
@@ -50,10 +50,11 @@ pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
 
 /// What to do instead with a flag that llama.cpp has.
 pub fn of_llama_cpp(typed: &str, flag: &Flag) -> String {
-    const ADD: &str = "add it to the planned command, or after `--` of `moeplan run`";
     match (flag.in_plan, flag.effect) {
         (InPlan::Instead(hint), _) => hint.to_string(),
-        (_, Effect::None) => format!("llama.cpp has it, but it does not decide the placement: {ADD}"),
+        (_, Effect::None) => {
+            "llama.cpp has it, but it does not decide the placement: add it after `--` of `moeplan run`".to_string()
+        }
         _ => format!(
             "llama.cpp has it, and it changes the memory of a launch: add it to the planned command, and `moeplan check -- \
              llama-server … {typed}` says whether that still fits"

@@ -677,7 +677,7 @@ const LINTS: &[Rule] = &[
             "`--no-mmap` reads them into memory"
         } else {
             // `checkup::check` adds what that is predicted to be worth here.
-            "`--load-mode none` pins them in memory (on an H100, prompts were 2 to 3 times as fast)"
+            "`--load-mode none` pins them in memory"
         };
         found(
             format!("{kept} that rules keep on the host are read through mapped files, which makes prompts slower"),

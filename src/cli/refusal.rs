@@ -144,7 +144,7 @@ fn unknown_flag(command: &Command, flag: &str, words: &[OsString]) -> Option<Ref
     let hint = if takes_model && ["-m", "--model"].contains(&typed) {
         format!("the model is given without a flag: `moeplan {name} model.gguf`")
     } else if let Some((flag, _)) = spelling(typed).filter(|_| takes_model) {
-        let is_kept = matches!((flag.effect, flag.in_plan), (Effect::Field(_) | Effect::Speculation, InPlan::Kept));
+        let is_kept = !matches!(flag.effect, Effect::Model) && matches!(flag.in_plan, InPlan::Kept);
         if name == "plan" && is_kept {
             // With its values, as it was typed.
             let at = words.iter().position(|word| word == typed);

@@ -21,9 +21,10 @@ use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::run::build::{NEWEST, REFERENCE};
 use crate::run::command::server_command;
+use crate::run::flags::reaches_out;
 use crate::run::held::{self, Held};
 use crate::run::numbers::padded;
-use crate::run::{Dialect, ModelSource, Note, ParsedCommand, RunConfig, Target, args, is_speculation, parse, spelling};
+use crate::run::{Dialect, ModelSource, Note, ParsedCommand, RunConfig, Target, args, groups, parse, spelling};
 use crate::runtime::log::Stage;
 use crate::runtime::server::{Build, Server, Step, measurable};
 use crate::runtime::{
@@ -211,7 +212,7 @@ impl Proposal {
             let hint = "`moeplan plan --dialect ik --emit shell` writes a script that starts its llama-server";
             return Err(Refusal::new("the plan is for ik_llama.cpp, which moeplan does not launch", hint).into());
         }
-        let mut run = as_written(&plan.args, &plan.environment, plan.check.run.target)?;
+        let ParsedCommand { mut run, beside, .. } = as_written(&plan.args, &plan.environment, plan.check.run.target)?;
         run.target.build = engine.build();
         add_companions(&mut model, &mut run, |path| anyhow::Ok(gguf::open(path)?))?;
         if let Some(fetch) = fetch {
@@ -220,7 +221,7 @@ impl Proposal {
         let mut machine = plan.machine.clone();
         servers.extend(bind(engine, &mut machine, &mut run)?);
         let launch = Launch { model: plan.model.path.clone().into(), run, machine };
-        Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside: Vec::new() })
+        Ok(Self { launch, model, plan: Some(Box::new(plan)), servers, beside })
     }
 
     /// A command line as it is, on the devices that are here or on `n_devices` software devices.
@@ -289,7 +290,11 @@ impl Models for Proposal {
 
 /// The launch of a plan's arguments, whatever build they are for: nothing of them may be lost before a build refuses it. What they do
 /// not say is as in the build that the plan is for.
-pub fn as_written(args: &[String], environment: &BTreeMap<String, String>, of: Target) -> anyhow::Result<RunConfig> {
+pub fn as_written(
+    args: &[String],
+    environment: &BTreeMap<String, String>,
+    of: Target,
+) -> anyhow::Result<ParsedCommand> {
     let words: Vec<String> = std::iter::once("llama-server".to_string()).chain(args.iter().cloned()).collect();
     // From the reference on builds differ in the flags that they have, not in what is meant without them.
     let target = if of.build < Target::default().build { of } else { Target::newest() };
@@ -302,15 +307,15 @@ pub fn as_written(args: &[String], environment: &BTreeMap<String, String>, of: T
         let hint = note.hint.clone().unwrap_or_else(|| "write the plan with `moeplan plan --json`".to_string());
         return Err(Refusal::new(format!("the plan's arguments: {}", note.message), hint).into());
     }
-    let lost = parsed.beside.iter().find(|word| spelling(word).is_some() && !is_speculation(word));
-    if let Some(word) = lost {
+    if let Some(flag) = groups(&parsed.beside).into_iter().filter_map(<[String]>::first).find(|word| reaches_out(word))
+    {
         return Err(Refusal::new(
-            format!("the plan's arguments have `{word}`, which a plan does not decide"),
-            format!("remove it; `moeplan run plan.json -- {word} …` passes it on"),
+            format!("the plan's arguments have `{flag}`, which moeplan does not take from a file: it does more than to compute"),
+            format!("remove it; `moeplan run plan.json -- {flag} …` passes it on"),
         )
         .into());
     }
-    Ok(parsed.run)
+    Ok(parsed)
 }
 
 /// What llama.cpp lists beside the devices of a machine; its software devices are started for the question alone.
@@ -514,6 +519,25 @@ fn show(step: Step) {
         Step::Sample { number, of } => {
             bar.set_position(u64::from(number) * STEPS / (u64::from(of) + 1));
             bar.set_message(format!("measurement {number} of {of}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_file_keeps_what_computes_and_starts_nothing_else() {
+        let read = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_string).collect();
+            as_written(&words, &BTreeMap::new(), Target::newest())
+        };
+        let kept = read("-c 512 --jinja --port 8081 --spec-type ngram-mod --spec-ngram-mod-n-match 24").unwrap().beside;
+        assert_eq!(kept.join(" "), "--jinja --port 8081 --spec-type ngram-mod --spec-ngram-mod-n-match 24");
+        for line in ["-c 512 --mcp-servers-json {}", "--log-file x", "--webui-mcp-proxy", "--host 0.0.0.0"] {
+            let error = read(line).unwrap_err().to_string();
+            assert!(error.contains("does not take from a file"), "{error}");
         }
     }
 }

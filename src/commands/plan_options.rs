@@ -251,13 +251,13 @@ mod tests {
             let words: Vec<String> = line.split(' ').map(str::to_string).collect();
             kept(&words).map(|settings| settings.iter().map(|(flag, _)| flag.name()).collect::<Vec<_>>())
         };
-        let line = "-fa on -ub 2048 --swa-full -no-kvu --spec-type ngram-mod";
-        assert_eq!(of(line).unwrap(), ["--flash-attn", "--ubatch-size", "--swa-full", "--kv-unified", "--spec-type"]);
+        let line = "-fa on -ub 2048 --swa-full -no-kvu --spec-type ngram-mod --jinja";
+        let names = ["--flash-attn", "--ubatch-size", "--swa-full", "--kv-unified", "--spec-type", "--jinja"];
+        assert_eq!(of(line).unwrap(), names);
         for (line, hint) in [
             ("-m x.gguf", "before `--`"),
             ("llama-server -ub 1", "without the program"),
             ("-sm row", "splits by layers"),
-            ("--jinja", "does not decide the placement"),
             ("--override-kv a=int:1", "the file's own keys"),
             ("--rerank", "-- --embedding"),
             ("--frobnicate", "llama-server --help"),

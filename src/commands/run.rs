@@ -67,7 +67,6 @@ pub struct Args {
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     args.options.beside_plan(&args.model, true)?;
     let mut server = args.engine.server(output)?;
-    server.extra.clone_from(&args.extra);
     server.keeps_key = true;
     server.offline = output.global.offline;
     if args.log {
@@ -80,8 +79,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
     let mut follow = args.follow.then(|| Follow::new(args, &engine)).transpose()?;
     let fetch = Some(Fetch { output, extra: &args.extra });
     let mut proposal = Proposal::of_model(&args.model, &args.options, &engine, fetch)?;
+    proposal.beside.extend(args.extra.iter().cloned());
+    server.extra.clone_from(&proposal.beside);
     if args.engine.dry_run {
-        proposal.beside.clone_from(&args.extra);
         return check::told(proposal.told([(None, &proposal.launch.run)], &args.options)?, output);
     }
     loop {

@@ -290,7 +290,7 @@ impl Tuning {
 /// The plan's alternatives that fit, as launches.
 fn alternatives(planned: &[explain::Alternative], target: Target, machine: &Machine) -> anyhow::Result<Vec<Candidate>> {
     let candidate = |other: &explain::Alternative| {
-        let mut run = as_written(&other.args, &other.environment, target)?;
+        let mut run = as_written(&other.args, &other.environment, target)?.run;
         run.rpc = machine.rpc_servers(&run.rpc);
         let predicted = Predicted { speed: other.speed.clone(), turn_seconds: other.turn_seconds };
         Ok(Candidate::new(Kind::Neighbour, &other.what, run, machine, Some(predicted)))

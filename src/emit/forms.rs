@@ -251,6 +251,11 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     Ok(text)
 }
 
+/// Whether a flag with its values is the one of this name.
+fn is_flag(group: &[String], name: &str) -> bool {
+    group.first().and_then(|word| spelling(word)).is_some_and(|(flag, _)| flag.name() == name)
+}
+
 /// llama-swap's own macro for the port that it chooses.
 const PORT: [&str; 2] = ["--port", "${PORT}"];
 
@@ -325,7 +330,8 @@ pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
         let word = |word: &String| swap_word(word).unwrap_or_else(|| quote(word));
         let line = |words: &[String]| words.iter().map(word).collect::<Vec<_>>().join(" ");
         let first = format!("{} {}", word(&program.to_string()), PORT.join(" "));
-        let lines: Vec<String> = std::iter::once(first).chain(groups(args).into_iter().map(line)).collect();
+        let own = groups(args).into_iter().filter(|group| !is_flag(group, "--port"));
+        let lines: Vec<String> = std::iter::once(first).chain(own.map(line)).collect();
         let env = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         models.insert(name.clone(), SwapEntry { env, cmd: lines.join("\n") + "\n" });
     }
@@ -382,10 +388,8 @@ pub(super) fn compose_file(
         });
         inside.insert(file, format!("{}/{name}", target(at)));
     }
-    let port = command.windows(2).find_map(|pair| match pair {
-        [flag, port] if flag == "--port" => Some(port.as_str()),
-        _ => None,
-    });
+    let of_port = groups(command).into_iter().rfind(|group| is_flag(group, "--port"));
+    let port = of_port.and_then(|group| group.get(1)).map(String::as_str);
     // Where the port is not said, the image's build decides: 8080, from b11521 on 9931 (`common/common.h`).
     let said = if port.is_some() { Vec::new() } else { ["--port", "8080"].map(str::to_string).to_vec() };
     let command = [command, &said].concat();
@@ -399,7 +403,9 @@ pub(super) fn compose_file(
     let volumes: String = folders.iter().enumerate().map(volume).chain(cache).collect();
     let word = |word: &String| text(inside.get(word.as_str()).unwrap_or(word));
     let line = |group: &[String]| format!("      {},\n", group.iter().map(word).collect::<Vec<_>>().join(", "));
-    let words: String = groups(command.get(1..).unwrap_or_default()).into_iter().map(line).collect();
+    // Inside, every address is the container's own: the image listens to all of them.
+    let own = groups(command.get(1..).unwrap_or_default()).into_iter().filter(|group| !is_flag(group, "--host"));
+    let words: String = own.map(line).collect();
     let devices = if devices.is_empty() { String::new() } else { format!("    devices: [{}]\n", devices.join(", ")) };
     let cards = if backend == Backend::Cuda {
         "    deploy: {resources: {reservations: {devices: [{driver: nvidia, count: all, capabilities: [gpu]}]}}}\n"

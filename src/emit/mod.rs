@@ -21,7 +21,9 @@ use crate::run::command::server_command;
 use crate::run::flags::{self, Flag};
 use crate::run::held::{self, Held};
 use crate::run::sources::{self, Kind};
-use crate::run::{Dialect, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args, spelling};
+use crate::run::{
+    Dialect, LoadMode, ModelSource, Override, ParsedCommand, Program, RunConfig, Target, args, groups, spelling,
+};
 use crate::speed::Turn;
 
 /// The form to write a plan in.
@@ -340,7 +342,7 @@ fn written(
                 _ => None,
             };
             let beside = [&run.mmproj, &run.draft_model].into_iter().flatten().cloned();
-            let files: Vec<String> = own.into_iter().chain(beside).collect();
+            let files: Vec<String> = own.into_iter().chain(beside).chain(read_files(&args)).collect();
             let of_devices = machine.devices.iter().map(|device| device.backend);
             let backend = of_devices.into_iter().find(|backend| *backend != Backend::Rpc).unwrap_or(Backend::Cpu);
             forms::compose_file(&name, (&environment, &args), &files, backend, !matches!(source, ModelSource::Path(_)))?
@@ -360,6 +362,15 @@ fn written(
     };
     let held = held.map_err(|problem| Error::ReadBack { form, problem })?;
     Ok((text, notes, forms::read(&held, launch.expected.target, form)?))
+}
+
+/// The files that flags name which decide nothing here.
+fn read_files(args: &[String]) -> Vec<String> {
+    let reads = |group: &&[String]| {
+        let name = group.first().and_then(|word| spelling(word)).map_or("", |(flag, _)| flag.name());
+        ["--lora", "--control-vector"].contains(&name) || (name.ends_with("-file") && name != "--log-file")
+    };
+    groups(args).into_iter().filter(reads).filter_map(|group| group.get(1).cloned()).collect()
 }
 
 /// Demands what was expected; which flag an override came from does not count, nor which build it was read for.
@@ -438,6 +449,7 @@ fn bench_launch(run: &RunConfig, source: &ModelSource, turn: Turn) -> Result<Lau
         (run.swa_full, "windows at their own size, because it has no --swa-full".to_string()),
         (run.moe_cache_mib > 0, "no expert cache, because it is not known to have --moe-cache-mib".to_string()),
         (run.n_draft > 0, "no speculation".to_string()),
+        (run.has_adapters, "no adapter".to_string()),
         (!run.metadata_overrides.is_empty(), "the file's own keys, because it has no --override-kv".to_string()),
     ];
     let lost = lost.into_iter().filter(|(applies, _)| *applies);

@@ -171,7 +171,7 @@ pub fn taps(model: &Model, run: &RunConfig) -> Vec<u32> {
 }
 
 /// What [`Uncounted`] calls parts of a launch that are not the target.
-pub const PARTS: [&str; 2] = ["drafting", "projector"];
+pub const PARTS: [&str; 3] = ["drafting", "projector", "adapter"];
 
 /// A term of memory that is not counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -310,6 +310,10 @@ impl<'a> Launch<'a> {
                 Some(known) => forecast.take_projector(known),
                 None => forecast.add_projector(self.model, self.machine, self.run)?,
             }
+        }
+        if self.run.has_adapters {
+            let reason = "moeplan does not count LoRA adapters and control vectors; a LoRA takes about its file's size";
+            forecast.leave_out("adapter", reason.to_string());
         }
         Ok(forecast)
     }

@@ -99,11 +99,8 @@ pub struct Checked {
 pub struct Beside {
     /// The `moeplan plan …` whose answer it is, quoted for a shell; untrusted text.
     pub asked: String,
-    /// The planned command with the flags of the other that decide nothing here, quoted for a shell; untrusted text.
+    /// Quoted for a shell; untrusted text.
     pub command: String,
-    /// Those flags, which `moeplan plan` does not take, quoted for a shell; untrusted text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub undecided: Option<String>,
     pub memory: BTreeMap<String, checkup::Row>,
     pub speed: Speed,
     /// The predicted time of the turn, in seconds.

@@ -25,12 +25,13 @@ fn numbers_of_ik(run: &RunConfig) -> impl Iterator<Item = String> {
     given.flatten().chain(off.map(|(_, flag)| flag.to_string()))
 }
 
-/// The arguments of a launch of llama-server, whose words of speculation are among `words` if any are: [`RunConfig`] says only what
-/// they cost. Words that are not flags of speculation are left out.
+/// The arguments of a launch of llama-server, with the flags of `words` that decide nothing here, and those of speculation:
+/// [`RunConfig`] says only what drafts cost. What no llama.cpp has is left out.
 pub fn args_beside(run: &RunConfig, words: &[String]) -> Vec<String> {
-    let said: Vec<&[String]> = groups(words).into_iter().filter(|group| speculates(group)).collect();
-    let settings = settings(run).into_iter().map(|(_, words)| words);
-    let own = settings.filter(|words| said.is_empty() || !speculates(words));
+    let is_known = |group: &&[String]| group.first().is_some_and(|word| flags::spelling(word).is_some());
+    let said: Vec<&[String]> = groups(words).into_iter().filter(is_known).collect();
+    let drafts = said.iter().any(|group| speculates(group));
+    let own = settings(run).into_iter().map(|(_, words)| words).filter(|words| !drafts || !speculates(words));
     own.chain(said.iter().map(|group| group.to_vec())).flatten().chain(numbers_of_ik(run)).collect()
 }
 

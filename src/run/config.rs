@@ -196,6 +196,9 @@ run_config! {
     /// `--image-max-tokens`; `None` = the projector's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     image_max_tokens: Option<u32> = None,
+    /// Whether LoRA adapters or control vectors are loaded.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    has_adapters: bool = false,
     /// Whether every token yields an output row (`--embedding`, `--rerank`, `-embd 1`).
     embeddings: bool = false,
     /// `-fit`: whether llama.cpp changes what is not given until it fits.

@@ -34,6 +34,8 @@ pub struct Flag {
 #[derive(Debug, Clone, Copy)]
 pub enum Effect {
     None,
+    /// It stands for these words.
+    Words(&'static str),
     Field(Field),
     Model,
     /// Belongs to speculation, whose fields are known once every flag is read.
@@ -69,7 +71,7 @@ pub enum InPlan {
 impl Flag {
     /// A flag with one value and without a variable; what it does is yet to be said.
     const fn new(names: &'static str, effect: Effect) -> Self {
-        let beside = !matches!(effect, Effect::Field(_) | Effect::Model | Effect::FitPrint);
+        let beside = !matches!(effect, Effect::Field(_) | Effect::Model | Effect::FitPrint | Effect::Words(_));
         Self {
             names,
             negated: "",
@@ -321,6 +323,10 @@ pub static ROWS: &[Flag] = &[
     Flag::new("-mmdev --mmproj-device", word_of!(mmproj_device)).env("MTMD_BACKEND_DEVICE").only(SERVING),
     Flag::new("--image-min-tokens", optional!(image_min_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MIN_TOKENS").only(SERVING),
     Flag::new("--image-max-tokens", optional!(image_max_tokens, Given::positive)).env("LLAMA_ARG_IMAGE_MAX_TOKENS").only(SERVING),
+    Flag { beside: true, ..Flag::new("--lora", ADAPTER).instead(ADAPTED) },
+    Flag { beside: true, ..Flag::new("--lora-scaled", ADAPTER).instead(ADAPTED) },
+    Flag { beside: true, ..Flag::new("--control-vector", ADAPTER).instead(ADAPTED) },
+    Flag { beside: true, ..Flag::new("--control-vector-scaled", ADAPTER).instead(ADAPTED) },
     Flag::new("--override-kv", METADATA).instead(OWN_KEYS),
     Flag::new("-fitp --fit-print", Effect::FitPrint).env("LLAMA_ARG_FIT_ESTIMATE").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-m --model", Effect::Model).env("LLAMA_ARG_MODEL").bench("-m --model"),
@@ -338,6 +344,10 @@ const BY_LAYERS: &str =
     "a plan splits by layers (`-sm layer`) over all devices described: to use one card, describe only that one";
 const AS_EMBEDDING: &str =
     "plan with `-- --embedding`, which takes the same memory, and write this into the planned command";
+const ADAPTED: &str =
+    "adapters are not counted: leave their files' size free with --margin, and add them to the planned command";
+const OWN_MODEL: &str =
+    "it names a model of its own: give that model to `moeplan plan`, and the flags that you want kept";
 const OWN_KEYS: &str =
     "a plan uses the file's own keys; `moeplan check -- llama-server … --override-kv KEY=TYPE:VALUE` uses others";
 const NOTHING_TO_FIT: &str =
@@ -371,6 +381,7 @@ const FIT_CONTEXT: Effect = custom!(
 const KV_UNIFIED: Effect = custom!(TEXT, kv_unified, |run, given| run.kv_unified = Some(given.on), |run, bench| Some(
     on_or_off(&run.kv_unified?, bench)
 ));
+const ADAPTER: Effect = custom!(TEXT, has_adapters, |run, _given| run.has_adapters = true, |_, _| None);
 const RERANK: Effect = custom!(TEXT, embeddings, |run, given| run.embeddings = given.on, |_, _| None);
 const LAYERS: Effect =
     custom!(
@@ -529,7 +540,9 @@ fn other(line: &'static str) -> Flag {
     let environment = Some(column()).filter(|name| !name.is_empty());
     let (names, negated) = (column(), column());
     let since = columns.next().map_or(0, |build| build.parse().expect("a build"));
-    Flag { negated, environment, values, since, ..Flag::new(names, Effect::None) }
+    let flag = Flag::new(names, columns.next().map_or(Effect::None, Effect::Words));
+    let flag = if matches!(flag.effect, Effect::Words(_)) { flag.instead(OWN_MODEL) } else { flag };
+    Flag { negated, environment, values, since, ..flag }
 }
 
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.
@@ -579,6 +592,40 @@ pub fn newer_than(run: &RunConfig, build: u32) -> Option<&'static Flag> {
 /// Whether a word of llama-server's command line is a flag of speculation that no field of [`RunConfig`] holds.
 pub fn is_speculation(word: &str) -> bool {
     spelling(word).is_some_and(|(flag, _)| flag.name().starts_with("--spec-") && flag.field().is_none())
+}
+
+/// Flags with which llama-server starts programs, writes or serves files, or listens to more than this computer.
+const REACHING: &[&str] = &[
+    "--agent",
+    "--connect",
+    "--connect-code",
+    "--cors-credentials",
+    "--cors-headers",
+    "--cors-methods",
+    "--cors-origins",
+    "--host",
+    "--log-file",
+    "--log-prompts-dir",
+    "--lookup-cache-dynamic",
+    "--mcp-servers-config",
+    "--mcp-servers-json",
+    "--media-path",
+    "--models-dir",
+    "--models-preset",
+    "--output",
+    "--path",
+    "--server-base",
+    "--slot-save-path",
+    "--tools",
+    "--tools-runtime",
+    "--ui-config-file",
+    "--ui-mcp-proxy",
+    "--video-ffmpeg-dir",
+];
+
+/// Whether a word of llama-server's command line is such a flag.
+pub fn reaches_out(word: &str) -> bool {
+    spelling(word).is_some_and(|(flag, _)| REACHING.contains(&flag.name()))
 }
 
 /// Flags with their values. A flag that only a fork has takes what is not a flag.
@@ -693,6 +740,14 @@ mod tests {
         let count = all.len();
         all.dedup();
         assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn flags_that_reach_out_are_flags() {
+        for name in REACHING {
+            assert_eq!(spelling(name).map(|(flag, _)| flag.name()), Some(*name));
+        }
+        assert!(reaches_out("-ag") && reaches_out("--webui-mcp-proxy") && !reaches_out("--jinja"));
     }
 
     #[test]

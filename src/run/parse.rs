@@ -276,6 +276,7 @@ impl Reader {
     fn set(&mut self, flag: &Flag, given: Given<'_>, typed: &[&str]) -> Result<(), Error> {
         match &flag.effect {
             Effect::None => {}
+            Effect::Words(words) => self.arguments(&words.split(' ').map(str::to_string).collect::<Vec<_>>())?,
             Effect::Field(field) => {
                 self.command.notes.extend((field.read)(&mut self.command.run, given)?);
                 if field.is_number {
@@ -748,6 +749,21 @@ mod tests {
         let command = read(line).unwrap();
         assert_eq!(command.notes, []);
         assert_eq!(command.model, Some(ModelSource::Path("model.gguf".into())));
+    }
+
+    #[test]
+    fn a_flag_that_names_a_model_stands_for_its_words() {
+        let words = "-hf ggml-org/gpt-oss-20b-GGUF -hff gpt-oss-20b-mxfp4.gguf --port 8013 -ub 2048 -b 32768 -np 2 \
+                     -c 262144 --temp 1 --top-p 1 --top-k 0 --min-p 0.01 --jinja";
+        for more in ["", " -c 8192 -ub 512"] {
+            let [named, written] = ["--gpt-oss-20b-default", words].map(|of| read(&format!("llama-server {of}{more}")));
+            let (named, written) = (named.unwrap(), written.unwrap());
+            assert_eq!(
+                (named.run.n_ctx, named.run.n_ubatch),
+                if more.is_empty() { (262_144, 2048) } else { (8192, 512) }
+            );
+            assert_eq!((&named.run, named.model, named.beside), (&written.run, written.model, written.beside));
+        }
     }
 
     #[test]

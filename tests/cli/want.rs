@@ -166,7 +166,7 @@ fn what_cannot_be_asked_says_why() {
             &["plan", "a.gguf", "b.gguf", "--together", "--vram", "3G", "--emit", "env"],
             "--emit llama-swap or --emit ini",
         ),
-        (&["plan", "a.gguf", "--vram", "3000M", "--budget", "1G,1G"], "2 sizes, but there are 1 devices"),
+        (&["plan", "a.gguf", "--vram", "3000M", "--budget", "1G,1G"], "2 sizes, but there is 1 device"),
     ] {
         let (code, _, said) = moeplan(folder.path(), words);
         assert!(code == 2 && said.contains(expected), "{words:?}: {code} {said}");

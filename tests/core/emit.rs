@@ -218,6 +218,28 @@ fn a_compose_file_mounts_the_folders_and_keeps_every_word() {
 }
 
 #[test]
+fn what_decides_nothing_is_in_every_form() {
+    let model = model();
+    let source = ModelSource::Path("/m/a.gguf".into());
+    let beside =
+        ["--jinja", "--temp", "0.6", "--host", "127.0.0.1", "--port", "8081", "--chat-template-file", "/t/a.jinja"];
+    let beside = beside.map(str::to_string).to_vec();
+    let command = ParsedCommand { beside, ..command(RunConfig { n_ctx: 4096, ..RunConfig::default() }, source) };
+    for form in FORMS {
+        let text = emit(&model, &machine(), &command, server(form)).unwrap().text;
+        for word in ["jinja", "0.6", "a.jinja"] {
+            assert!(text.to_lowercase().contains(word), "{form:?}: {text}");
+        }
+        // llama-swap chooses the port itself, and a container's own address is nobody's.
+        assert_eq!(text.contains("8081"), form != Form::LlamaSwap, "{form:?}: {text}");
+        assert!(!text.contains("127.0.0.1\""), "{form:?}: {text}");
+        if form == Form::Compose {
+            assert!(text.contains("\"127.0.0.1:8081:8081\"") && text.contains("\"/models-2/a.jinja\""), "{text}");
+        }
+    }
+}
+
+#[test]
 fn an_env_file_is_read_by_a_real_shell() {
     let model = model();
     let run = RunConfig { n_ctx: 4096, overrides: vec![on_cpu(r"blk\.(1|2)\.ffn_.*_exps")], ..RunConfig::default() };

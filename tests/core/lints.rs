@@ -88,6 +88,11 @@ fn a_part_that_is_not_counted_is_named_and_may_be_ignored() {
     let named = || vec!["projector".to_string()];
     assert_eq!(ask(&[]), (None, Some(Verdict::WithoutParts), named(), 1));
     assert_eq!(ask(&named()), (Some(true), Some(Verdict::WithoutParts), named(), 1));
+    for flag in ["--lora a.gguf", "--lora-scaled a.gguf:0.5", "--control-vector a.gguf"] {
+        let check = check(&GPT_OSS, ONE, &format!("llama-server -c 8192 -ngl 99 -cmoe {flag}"), Target::default());
+        let terms: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
+        assert_eq!((check.fits, check.verdict, terms), (None, Some(Verdict::WithoutParts), vec!["adapter"]), "{flag}");
+    }
 }
 
 #[test]

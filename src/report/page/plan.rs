@@ -138,8 +138,7 @@ pub(super) fn verdict(check: &Checkup) -> (Verdict, String) {
             (Verdict::Bad, text)
         }
         (_, false) if check.verdict == Some(checkup::Verdict::WithoutParts) => {
-            let parts: Vec<&str> = check.uncounted.iter().map(|term| &*term.what).collect();
-            (Verdict::Open, format!("Fits without {}, which is not counted.", parts.join(" and ")))
+            (Verdict::Open, "What is counted fits, but not everything is counted.".to_string())
         }
         (Some(true), false) if check.verdict == Some(checkup::Verdict::Tight) => {
             let left = left(check).filter(|(_, left)| *left < MARGIN_UNCALIBRATED);
@@ -213,10 +212,10 @@ fn beside(plan: &Beside, fits: bool) -> Vec<Block> {
         (false, None) => format!("A {what} fits, and takes {turn} a turn"),
         (false, Some(faster)) => format!("A {what} fits, and {faster}"),
     };
-    let undecided = plan.undecided.as_ref();
-    let asked =
-        undecided.map_or("This gives the plan".to_string(), |words| format!("This gives the plan, without {words}"));
-    vec![Block::Command(text, plan.command.clone()), Block::Command(asked, plan.asked.clone())]
+    vec![
+        Block::Command(text, plan.command.clone()),
+        Block::Command("This gives the plan".to_string(), plan.asked.clone()),
+    ]
 }
 
 /// A terminal shows it at once only where it decides something.
