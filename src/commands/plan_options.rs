@@ -259,7 +259,6 @@ mod tests {
             ("llama-server -ub 1", "without the program"),
             ("-sm row", "splits by layers"),
             ("--override-kv a=int:1", "the file's own keys"),
-            ("--rerank", "-- --embedding"),
             ("--frobnicate", "llama-server --help"),
         ] {
             let refusal = of(line).unwrap_err();

@@ -367,7 +367,8 @@ fn written(
 /// The files that flags name which decide nothing here.
 fn read_files(args: &[String]) -> Vec<String> {
     let reads = |group: &&[String]| {
-        let name = group.first().and_then(|word| spelling(word)).map_or("", |(flag, _)| flag.name());
+        let flag = group.first().and_then(|word| spelling(word)).map(|(flag, _)| flag);
+        let name = flag.filter(|flag| flag.beside).map_or("", Flag::name);
         ["--lora", "--control-vector"].contains(&name) || (name.ends_with("-file") && name != "--log-file")
     };
     groups(args).into_iter().filter(reads).filter_map(|group| group.get(1).cloned()).collect()

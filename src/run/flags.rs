@@ -289,7 +289,7 @@ pub static ROWS: &[Flag] = &[
     Flag::new("--repack", switch!(repack)).env("LLAMA_ARG_REPACK").alone("-nr --no-repack").bench("--repack"),
     Flag::new("--embedding --embeddings", switch!(embeddings)).env("LLAMA_ARG_EMBEDDINGS").alone("").bench("-embd --embeddings").only(SERVER)
         .option("", "Plan for embeddings: every token yields an output row (llama.cpp: --embeddings)"),
-    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").instead(AS_EMBEDDING).only(SERVER) },
+    Flag { beside: true, ..Flag::new("--rerank --reranking", RERANK).env("LLAMA_ARG_RERANKING").alone("").only(SERVER) },
     Flag::new("-fitt --fit-target", FIT_TARGET).env("LLAMA_ARG_FIT_TARGET").bench("-fitt --fit-target").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fitc --fit-ctx", FIT_CONTEXT).env("LLAMA_ARG_FIT_CTX").bench("-fitc --fit-ctx").not_in_ik().instead(NOTHING_TO_FIT),
     Flag::new("-fit --fit", field!(fit, Given::switch, on_or_off)).env("LLAMA_ARG_FIT").instead(NOTHING_TO_FIT),
@@ -342,8 +342,6 @@ const SERVING: &[Program] = &[Program::Server, Program::Cli];
 const DESCRIBED: &str = "describe what a plan may use, with sizes: --device CUDA0=24G --device 'RPC0[HOST:PORT]=16G'";
 const BY_LAYERS: &str =
     "a plan splits by layers (`-sm layer`) over all devices described: to use one card, describe only that one";
-const AS_EMBEDDING: &str =
-    "plan with `-- --embedding`, which takes the same memory, and write this into the planned command";
 const ADAPTED: &str =
     "adapters are not counted: leave their files' size free with --margin, and add them to the planned command";
 const OWN_MODEL: &str =

@@ -235,6 +235,12 @@ fn what_decides_nothing_is_in_every_form() {
         assert!(!text.contains("127.0.0.1\""), "{form:?}: {text}");
         if form == Form::Compose {
             assert!(text.contains("\"127.0.0.1:8081:8081\"") && text.contains("\"/models-2/a.jinja\""), "{text}");
+            // A file of the hub is no file of this computer.
+            let hub = ModelSource::HuggingFace { repo: "o/r".into(), file: Some("a.gguf".into()) };
+            let text = emit(&model, &machine(), &ParsedCommand { model: Some(hub), ..command.clone() }, server(form))
+                .unwrap()
+                .text;
+            assert!(text.contains("\"-hff\", \"a.gguf\"") && !text.contains("source: \".\""), "{text}");
         }
     }
 }
