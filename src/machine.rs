@@ -492,6 +492,9 @@ impl From<Bytes> for Ram {
     }
 }
 
+/// Bytes of a size as shops write it.
+const GB: u64 = 1_000_000_000;
+
 impl TryFrom<String> for Ram {
     type Error = String;
 
@@ -517,10 +520,11 @@ impl FromStr for Ram {
             && let Some(all) = n.checked_mul(of.0).filter(|all| *all > 0)
         {
             let kind = kind.map(|kind| format!("@{kind}")).unwrap_or_default();
-            return Err(format!("write the size of all modules together: {}{kind}", Bytes(all).typed()));
+            let all = if all % GB == 0 { format!("{}GB", all / GB) } else { Bytes(all).typed() };
+            return Err(format!("write the size of all modules together: {all}{kind}"));
         }
         let size: DeviceSize = size.parse().map_err(|error: ParseBytesError| error.to_string())?;
-        let is_decimal = |gb: &u32| size.bytes.0 == u64::from(*gb) * 1_000_000_000;
+        let is_decimal = |gb: &u32| size.bytes.0 == u64::from(*gb) * GB;
         let sold_as = size.sold_as.filter(|gb| is_sold(*gb) && is_decimal(gb));
         let bytes = sold_as.map_or(size.bytes, |gb| Bytes(u64::from(gb) * GIB));
         let mut assumed = None;

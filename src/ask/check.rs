@@ -109,10 +109,9 @@ impl AtOnce {
         let left = |ram: Bytes| ram.saturating_sub(memory::reserve(ram, pinned)).saturating_sub(held);
         budget.extend(machine.host.ram.map(|ram| (HOST.to_string(), left(ram))));
         budget.retain(|name, _| memory.contains_key(name));
-        let is_mapped = counted.iter().any(|check| check.mapped_span.is_some());
         let over = |(name, budget): (&String, &Bytes)| {
             let over = memory.get(name)?.saturating_sub(*budget);
-            (over > Bytes(0) && !(is_mapped && name == HOST)).then(|| (name.clone(), over))
+            (over > Bytes(0)).then(|| (name.clone(), over))
         };
         let shortfall = budget.iter().filter_map(over).collect();
         Self { commands: Vec::new(), assumed_most: None, memory, budget, shortfall }

@@ -11,10 +11,10 @@ use crate::number::tokens;
 use crate::plan::{ContextChoice, Error, Levers, Objective, Request, Strategy, Turn};
 use crate::run::args::NO_OP_OFFLOAD;
 use crate::run::build::NEWEST;
-use crate::run::flags::{Effect, Flag, InPlan, old_load_mode};
+use crate::run::flags::{Effect, Flag, InPlan, new_load_mode, old_load_mode, spellings};
 use crate::run::{Choice as _, Dialect, LEFT_OUT, LoadMode, RunConfig, Target, groups, parse, spelling};
 use crate::speed::Acceptance;
-use crate::suggest::Refusal;
+use crate::suggest::{Refusal, did_you_mean};
 
 /// A flag of llama.cpp's with its value, as words.
 pub type Setting = (&'static Flag, Vec<String>);
@@ -30,9 +30,14 @@ pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     for group in groups(words) {
         let Some(typed) = group.first() else { continue };
         let hint = match spelling(typed) {
-            None if typed.starts_with('-') => {
-                "only llama.cpp's own flags go there: `llama-server --help` lists them".into()
+            None if new_load_mode(typed).is_some() => {
+                format!(
+                    "it is `{}` now; a plan writes it as its build has it",
+                    new_load_mode(typed).unwrap_or_default()
+                )
             }
+            None if typed.starts_with('-') => did_you_mean(typed, spellings())
+                .unwrap_or_else(|| "only llama.cpp's own flags go there: `llama-server --help` lists them".into()),
             None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
                 (Effect::Model, _) => "the model is named before `--`, without a flag".into(),

@@ -9,6 +9,9 @@ use crate::emit::{self, Form};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::plan::{self, ContextChoice, Plan, Request, together};
+use crate::run::flags::says;
+use crate::run::groups;
+use crate::suggest::Refusal;
 
 /// The `moeplan/together/1` document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,7 +54,7 @@ pub struct Member {
     pub plan: Plan,
 }
 
-/// llama-server's own port, which the first model gets.
+/// llama-server's own port, which the first model gets where the launches do not say another.
 const PORT: u16 = 8080;
 
 /// Plans for models, shown as these paths, that share a machine. `kind` is what `--ram SIZE` is followed by.
@@ -61,6 +64,7 @@ pub fn together(
     weights: &[f64],
     kind: &str,
 ) -> Result<Together, plan::Error> {
+    let said = asked.first().and_then(|(_, _, request)| port_of(request)).transpose()?.unwrap_or(PORT);
     let asked: Vec<_> = asked.iter().map(|(model, path, request)| (model, path, serving(model, request))).collect();
     let members: Vec<together::Member<'_>> = asked
         .iter()
@@ -79,7 +83,8 @@ pub fn together(
     let [llama_swap, ini] = files.map(|file| file.map(|(text, _)| text));
     let fits = plans.iter().all(|plan| plan.check.fits());
     let slowest_seconds = plans.iter().map(|plan| plan.turn_seconds).fold(0.0, f64::max);
-    let members = plans.into_iter().zip(shares).zip(PORT..).enumerate().map(|(at, ((plan, share), port))| {
+    let members = plans.into_iter().zip(shares).enumerate().map(|(at, (plan, share))| {
+        let port = u16::try_from(at).map_or(u16::MAX, |at| said.saturating_add(at));
         let size = |bytes: &Bytes| if *bytes == Bytes(0) { "0".to_string() } else { format!("{}M", bytes.0 / MIB) };
         let mut flags = Vec::new();
         if !share.budgets.is_empty() {
@@ -116,9 +121,16 @@ pub fn together(
     })
 }
 
-/// A model that gives vectors is asked for them.
+/// A model that gives vectors is asked for them, and each gets a port of its own.
 fn serving(model: &Model, request: &Request) -> Request {
-    let mut request = request.clone();
+    let own = groups(&request.beside).into_iter().filter(|group| !says(group, "--port"));
+    let mut request = Request { beside: own.flatten().cloned().collect(), ..request.clone() };
     request.run.embeddings |= model.is_embedding();
     request
+}
+
+fn port_of(request: &Request) -> Option<Result<u16, Refusal>> {
+    let port = groups(&request.beside).into_iter().rfind(|group| says(group, "--port"))?.get(1)?;
+    let refuse = |_| Refusal::new(format!("`--port {port}` is no port"), "write a number up to 65535");
+    Some(port.parse().map_err(refuse))
 }

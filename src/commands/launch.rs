@@ -310,7 +310,10 @@ pub fn as_written(
     if let Some(flag) = groups(&parsed.beside).into_iter().filter_map(<[String]>::first).find(|word| reaches_out(word))
     {
         return Err(Refusal::new(
-            format!("the plan's arguments have `{flag}`, which moeplan does not take from a file: it does more than to compute"),
+            format!(
+                "the plan's arguments have `{flag}`: moeplan takes flags that start programs, write or serve files, or let other \
+                 computers in from the command line only"
+            ),
             format!("remove it; `moeplan run plan.json -- {flag} …` passes it on"),
         )
         .into());
@@ -537,7 +540,7 @@ mod tests {
         assert_eq!(kept.join(" "), "--jinja --port 8081 --spec-type ngram-mod --spec-ngram-mod-n-match 24");
         for line in ["-c 512 --mcp-servers-json {}", "--log-file x", "--webui-mcp-proxy", "--host 0.0.0.0"] {
             let error = read(line).unwrap_err().to_string();
-            assert!(error.contains("does not take from a file"), "{error}");
+            assert!(error.contains("from the command line only"), "{error}");
         }
     }
 }

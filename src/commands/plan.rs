@@ -395,7 +395,7 @@ fn slots(plan: &Plan) -> Option<String> {
     let device = plan.machine.devices.iter().find(is_unknown).filter(|_| copies)?;
     let rate = device_rates(device).pinned;
     Some(format!(
-        "note: prompts are predicted for a slot that copies {rate:.0} GB/s to {}; --pcie 4x8 (generation and lanes) describes another",
+        "note: prompts are predicted for a PCIe slot that copies {rate:.0} GB/s to {}; --pcie 4x8 describes one of generation 4 with 8 lanes",
         device.name
     ))
 }

@@ -259,7 +259,10 @@ mod tests {
             ("llama-server -ub 1", "without the program"),
             ("-sm row", "splits by layers"),
             ("--override-kv a=int:1", "the file's own keys"),
-            ("--frobnicate", "llama-server --help"),
+            ("--zzz", "llama-server --help"),
+            ("--no-mmap", "it is `--load-mode none` now"),
+            ("--jinj", "did you mean `--jinja`?"),
+            ("--version", "prints something and ends"),
         ] {
             let refusal = of(line).unwrap_err();
             assert!(refusal.hint.contains(hint), "{line}: {refusal:?}");

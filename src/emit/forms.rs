@@ -10,7 +10,7 @@ use super::Error;
 use crate::bytes::{Bytes, MIB};
 use crate::machine::Backend;
 use crate::run::command::quoted;
-use crate::run::flags::new_load_mode;
+use crate::run::flags::{new_load_mode, says};
 use crate::run::held::{Held, IMAGES, assignment};
 use crate::run::sources::{self, Kind, START};
 use crate::run::{self, ModelSource, ParsedCommand, Target, groups, spelling};
@@ -111,10 +111,18 @@ const REST_OF_POWERSHELL: &str = " @args\n";
 /// A script of PowerShell, which passes on what it is called with, and says of a card's memory what [`script`] does. In single quotes everything is as it is, and two of them are one
 /// (about_Quoting_Rules); a comma or a dot of a word without quotes may part it (about_Parsing).
 pub(super) fn powershell(environment: &Variables, words: &[String], needs: Option<Bytes>) -> Result<String, Error> {
-    let quoted = words.iter().map(|word| {
+    // Windows PowerShell and PowerShell 7 pass a double quote on differently; a variable holds one in both.
+    let as_variable = |group: &&[String]| match group {
+        [flag, value] if value.contains('"') => Some((spelling(flag)?.0.environment?.to_string(), value.clone())),
+        _ => None,
+    };
+    let all = groups(words);
+    let variables: Vec<(String, String)> = all.iter().filter_map(as_variable).collect();
+    let words = all.iter().filter(|group| as_variable(group).is_none()).copied().flatten();
+    let quoted = words.map(|word| {
         if word.contains(['"', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}']) {
             let problem = "holds a double quote or a curly one";
-            return refuse(word, problem, "a script of PowerShell", "rename the file");
+            return refuse(word, problem, "a script of PowerShell", "rename the file, or use --emit env");
         }
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
         let is_plain = !word.is_empty() && word.chars().all(is_plain);
@@ -131,9 +139,8 @@ pub(super) fn powershell(environment: &Variables, words: &[String], needs: Optio
              $free MiB are free\" }}\n"
         )
     };
-    // Names and numbers: nothing of them needs more than single quotes.
-    let set = |(name, value): (&String, &String)| format!("{SET}{name} = '{value}'\n");
-    let set: String = environment.iter().map(set).collect();
+    let set = |(name, value): (&String, &String)| format!("{SET}{name} = '{}'\n", value.replace('\'', "''"));
+    let set: String = environment.iter().chain(variables.iter().map(|(name, value)| (name, value))).map(set).collect();
     Ok(format!("{}{set}{CALL}{line}{REST_OF_POWERSHELL}", needs.map(look).unwrap_or_default()))
 }
 
@@ -164,7 +171,8 @@ pub(super) fn of_powershell(text: &str) -> Result<Held, String> {
         rest = rest.strip_prefix(' ').unwrap_or(rest);
     }
     let set = text.lines().filter_map(|line| line.strip_prefix(SET)?.split_once(" = "));
-    let environment = set.map(|(name, value)| (name.to_string(), value.trim_matches('\'').to_string())).collect();
+    let value = |quoted: &str| quoted.strip_prefix('\'')?.strip_suffix('\'').map(|value| value.replace("''", "'"));
+    let environment = set.filter_map(|(name, quoted)| Some((name.to_string(), value(quoted)?))).collect();
     Ok(Held { environment, words, ..Held::default() })
 }
 
@@ -229,7 +237,8 @@ fn quote_variable(value: &str) -> Result<String, Error> {
 pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     let args = command.get(1..).unwrap_or_default();
     let mut text = format!("[{name}]\n");
-    for group in groups(args) {
+    let own = groups(args).into_iter().filter(|group| !says(group, "--port") && !says(group, "--host"));
+    for group in own {
         let word = group.first().map(String::as_str).unwrap_or_default();
         // How builds before `--load-mode` say it.
         if new_load_mode(word).is_some() {
@@ -249,11 +258,6 @@ pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
         let _ = writeln!(text, "{} = {value}", flag.name().trim_start_matches('-'));
     }
     Ok(text)
-}
-
-/// Whether a flag with its values is the one of this name.
-fn is_flag(group: &[String], name: &str) -> bool {
-    group.first().and_then(|word| spelling(word)).is_some_and(|(flag, _)| flag.name() == name)
 }
 
 /// llama-swap's own macro for the port that it chooses.
@@ -318,6 +322,13 @@ pub(super) fn only_posix(words: &[String]) -> Option<String> {
     ))
 }
 
+/// What of a command a form leaves to the program that starts it: the flags of these names.
+pub(super) fn left_out(command: &[String], names: &[&str], why: &str) -> Option<String> {
+    let said = groups(command).into_iter().filter(|group| names.iter().any(|name| says(group, name)));
+    let words: Vec<String> = said.map(line).collect();
+    (!words.is_empty()).then(|| format!("`{}` is left out: {why}", words.join(" ")))
+}
+
 /// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which splits a command into words after
 /// putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
 pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
@@ -330,7 +341,7 @@ pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
         let word = |word: &String| swap_word(word).unwrap_or_else(|| quote(word));
         let line = |words: &[String]| words.iter().map(word).collect::<Vec<_>>().join(" ");
         let first = format!("{} {}", word(&program.to_string()), PORT.join(" "));
-        let own = groups(args).into_iter().filter(|group| !is_flag(group, "--port"));
+        let own = groups(args).into_iter().filter(|group| !says(group, "--port"));
         let lines: Vec<String> = std::iter::once(first).chain(own.map(line)).collect();
         let env = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         models.insert(name.clone(), SwapEntry { env, cmd: lines.join("\n") + "\n" });
@@ -388,7 +399,7 @@ pub(super) fn compose_file(
         });
         inside.insert(file, format!("{}/{name}", target(at)));
     }
-    let of_port = groups(command).into_iter().rfind(|group| is_flag(group, "--port"));
+    let of_port = groups(command).into_iter().rfind(|group| says(group, "--port"));
     let port = of_port.and_then(|group| group.get(1)).map(String::as_str);
     // Where the port is not said, the image's build decides: 8080, from b11521 on 9931 (`common/common.h`).
     let said = if port.is_some() { Vec::new() } else { ["--port", "8080"].map(str::to_string).to_vec() };
@@ -404,7 +415,7 @@ pub(super) fn compose_file(
     let word = |word: &String| text(inside.get(word.as_str()).unwrap_or(word));
     let line = |group: &[String]| format!("      {},\n", group.iter().map(word).collect::<Vec<_>>().join(", "));
     // Inside, every address is the container's own: the image listens to all of them.
-    let own = groups(command.get(1..).unwrap_or_default()).into_iter().filter(|group| !is_flag(group, "--host"));
+    let own = groups(command.get(1..).unwrap_or_default()).into_iter().filter(|group| !says(group, "--host"));
     let words: String = own.map(line).collect();
     let devices = if devices.is_empty() { String::new() } else { format!("    devices: [{}]\n", devices.join(", ")) };
     let cards = if backend == Backend::Cuda {

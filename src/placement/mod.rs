@@ -178,7 +178,7 @@ pub enum Error {
     BadPattern { origin: String, pattern: String, reason: String },
     #[error("`-mg {main_gpu}`: llama.cpp counts devices from 0, and the launch uses {devices}")]
     MainGpu { main_gpu: i32, devices: usize },
-    #[error("`-sm row`: llama.cpp b11434 has no split buffers for {device} and refuses; use `-sm layer`")]
+    #[error("`-sm row`: llama.cpp has no split buffers for {device} and refuses; use `-sm layer`")]
     SplitRow { device: String },
     /// `src/llama-arch.cpp` `llm_arch_supports_sm_tensor`.
     #[error("`-sm tensor`: llama.cpp b11434 does not support it for {architecture} and refuses; use `-sm layer`")]
@@ -209,6 +209,7 @@ impl Hint for Error {
                 "llama.cpp takes only devices and `CPU` there; `CPU` becomes pinned, mapped or repacked by itself"
                     .into()
             }
+            Self::UnknownBuffer { buffer, .. } if buffer.starts_with("CPU") => "did you mean `CPU`?".into(),
             Self::UnknownBuffer { buffer, known, .. } => {
                 if let Some(same) = known.split(", ").find(|name| name.eq_ignore_ascii_case(buffer)) {
                     return Some(format!("did you mean `{same}`?").into());

@@ -539,9 +539,15 @@ fn other(line: &'static str) -> Flag {
     let (names, negated) = (column(), column());
     let since = columns.next().map_or(0, |build| build.parse().expect("a build"));
     let flag = Flag::new(names, columns.next().map_or(Effect::None, Effect::Words));
-    let flag = if matches!(flag.effect, Effect::Words(_)) { flag.instead(OWN_MODEL) } else { flag };
+    let flag = match flag.effect {
+        Effect::Words(_) => flag.instead(OWN_MODEL),
+        _ if PRINTING.contains(&flag.name()) => flag.instead("llama.cpp prints something and ends where it is given"),
+        _ => flag,
+    };
     Flag { negated, environment, values, since, ..flag }
 }
+
+const PRINTING: [&str; 5] = ["--help", "--version", "--cache-list", "--completion-bash", "--list-devices"];
 
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.
 pub fn spelling(word: &str) -> Option<(&'static Flag, bool)> {
@@ -562,7 +568,7 @@ pub(super) fn find_in_bench(word: &str) -> Option<&'static Flag> {
 }
 
 /// Every spelling of every flag, negated ones too.
-pub(super) fn spellings() -> impl Iterator<Item = &'static str> {
+pub fn spellings() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().flat_map(|flag| flag.names().chain(flag.negated()))
 }
 
@@ -640,6 +646,11 @@ pub fn groups(words: &[String]) -> Vec<&[String]> {
         rest = others;
     }
     groups
+}
+
+/// Whether a flag with its values is the one of this name.
+pub fn says(group: &[String], name: &str) -> bool {
+    group.first().and_then(|word| spelling(word)).is_some_and(|(flag, _)| flag.name() == name)
 }
 
 /// Whether a word looks like a flag, and not like a negative number.

@@ -285,7 +285,8 @@ impl Reader {
             }
             Effect::Model => self.model(flag.name(), given.value),
             Effect::Speculation => {
-                self.speculation.set(flag.name(), given)?;
+                let is_checked = self.command.run.target.dialect == Dialect::LlamaCpp;
+                self.speculation.set(flag.name(), given, is_checked)?;
                 if flag.name() != "--spec-type" {
                     self.note_unread(given);
                 }
@@ -305,7 +306,8 @@ impl Reader {
             return;
         }
         let number = value.strip_suffix(unread).unwrap_or(value).trim();
-        let meant = match crate::number::tokens(value) {
+        // `16,384` is one number, too.
+        let meant = match crate::number::tokens(&value.replace(',', "")) {
             Ok(whole) => Ok(format!("write `{} {whole}`", given.flag)),
             Err(_) if flags::spelling(unread).is_some() => {
                 Ok(format!("a space is missing: `{} {number} {unread}`", given.flag))
@@ -799,6 +801,11 @@ mod tests {
             (
                 "llama-server -ctk q3_K",
                 "`-ctk q3_K`: expected one of f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1",
+            ),
+            (
+                "llama-server --spec-type mtp",
+                "`--spec-type mtp`: expected one of none, draft-simple, draft-eagle3, draft-mtp, draft-dflash, draft-dspark, \
+                 ngram-simple, ngram-map-k, ngram-map-k4v, ngram-mod, ngram-cache",
             ),
             ("llama-server -np 0", "`-np 0`: expected a number of slots, or -1 for llama-server's own choice"),
             (

@@ -35,10 +35,18 @@ pub(super) struct Speculation {
 }
 
 impl Speculation {
-    /// Carries out the flag of this name.
-    pub fn set(&mut self, name: &'static str, given: Given<'_>) -> Result<(), Error> {
+    /// Carries out the flag of this name. `is_checked`: whether the kinds are llama.cpp's.
+    pub fn set(&mut self, name: &'static str, given: Given<'_>, is_checked: bool) -> Result<(), Error> {
         match name {
-            "--spec-type" => self.kinds.extend(given.names(',')),
+            "--spec-type" => {
+                let known = || std::iter::once("none").chain(KINDS.map(|(kind, ..)| kind));
+                let kinds = given.names(',');
+                // `common_speculative_types_from_names` refuses others.
+                if is_checked && kinds.iter().any(|kind| known().all(|name| name != kind)) {
+                    return Err(given.refuse(&format!("one of {}", known().collect::<Vec<_>>().join(", "))));
+                }
+                self.kinds.extend(kinds);
+            }
             "--spec-default" => {
                 self.kinds.push("ngram-mod".into());
                 self.lengths.insert(NGRAM_MAX, 64);

@@ -130,7 +130,9 @@ pub fn find(named: Option<&Path>) -> Result<PathBuf, Error> {
     }
     places().into_iter().next().map(|(_, program)| program).ok_or_else(|| {
         let built = built().map(|program| format!(", {}", program.display())).unwrap_or_default();
-        let hint = "scripts/llama-server builds one; or name yours with --llama-server PATH or MOEPLAN_LLAMA_SERVER";
+        let hint = "get one with brew install llama.cpp, winget install llama.cpp, or from github.com/ggml-org/llama.cpp/releases (in \
+                    a clone, scripts/llama-server builds one); put it on PATH, or name it with --llama-server PATH or \
+                    MOEPLAN_LLAMA_SERVER";
         Error::setup(format!("no llama-server was found (looked at PATH{built})"), hint)
     })
 }

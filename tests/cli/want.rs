@@ -131,6 +131,11 @@ fn models_together_are_plans_with_budgets_and_files_that_give_them() {
         }
         assert!(member["command"].as_str().unwrap().ends_with(&format!(" --port {port}")));
     }
+    let (_, other) = document(folder.path(), &line(&["--", "--port", "9000", "--jinja"]));
+    let commands = other["members"].as_array().unwrap().iter().map(|member| member["command"].as_str().unwrap());
+    for (command, port) in commands.zip([9000, 9001]) {
+        assert!(command.ends_with(&format!(" --jinja --port {port}")), "{command}");
+    }
     for (form, file) in [("llama-swap", "swap.yaml"), ("ini", "models.ini")] {
         let (code, text, _) = moeplan(folder.path(), &line(&["--emit", form]));
         assert_eq!((code, Some(text.trim())), (0, together[form.replace('-', "_")].as_str().map(str::trim)));

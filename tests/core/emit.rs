@@ -221,17 +221,23 @@ fn a_compose_file_mounts_the_folders_and_keeps_every_word() {
 fn what_decides_nothing_is_in_every_form() {
     let model = model();
     let source = ModelSource::Path("/m/a.gguf".into());
-    let beside =
-        ["--jinja", "--temp", "0.6", "--host", "127.0.0.1", "--port", "8081", "--chat-template-file", "/t/a.jinja"];
-    let beside = beside.map(str::to_string).to_vec();
+    let beside = r#"--jinja --temp 0.6 --host 127.0.0.1 --port 8081 --chat-template-file /t/a.jinja --chat-template-kwargs {"a":1}"#;
+    let beside = beside.split(' ').map(str::to_string).collect();
     let command = ParsedCommand { beside, ..command(RunConfig { n_ctx: 4096, ..RunConfig::default() }, source) };
     for form in FORMS {
-        let text = emit(&model, &machine(), &command, server(form)).unwrap().text;
-        for word in ["jinja", "0.6", "a.jinja"] {
+        let emitted = emit(&model, &machine(), &command, server(form)).unwrap();
+        let text = emitted.text;
+        for word in ["jinja", "0.6", "a.jinja", "kwargs"] {
             assert!(text.to_lowercase().contains(word), "{form:?}: {text}");
         }
-        // llama-swap chooses the port itself, and a container's own address is nobody's.
-        assert_eq!(text.contains("8081"), form != Form::LlamaSwap, "{form:?}: {text}");
+        // llama-swap and the router choose the port themselves, and a container's own address is nobody's.
+        let is_chosen = matches!(form, Form::LlamaSwap | Form::Ini);
+        assert_eq!(text.contains("8081"), !is_chosen, "{form:?}: {text}");
+        let is_said = emitted.notes.iter().any(|note| note.contains("is left out"));
+        assert_eq!(is_said, is_chosen || form == Form::Compose, "{form:?}: {:?}", emitted.notes);
+        if form == Form::PowerShell {
+            assert!(text.contains("$env:LLAMA_ARG_CHAT_TEMPLATE_KWARGS = '{\"a\":1}'"), "{text}");
+        }
         assert!(!text.contains("127.0.0.1\""), "{form:?}: {text}");
         if form == Form::Compose {
             assert!(text.contains("\"127.0.0.1:8081:8081\"") && text.contains("\"/models-2/a.jinja\""), "{text}");
