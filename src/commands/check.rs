@@ -113,21 +113,36 @@ impl Args {
 
 /// What the one command of a text would do. No file but the model's is read.
 pub fn of_text(args: &Args, text: &str, output: &Output) -> anyhow::Result<Checked> {
-    let held = sources::of_text(Kind::of("", text), text, &|_| None)?;
+    let mut held = sources::of_text(Kind::of("", text), text, &|_| None)?;
+    let is_said = says_build(args, &mut held);
     let [only] = held.as_slice() else {
         return Err(Refusal::new(format!("{} commands", held.len()), "ask about one at a time").into());
     };
-    asking(args, output, |asked| ask::check::check(only, asked, &Here { args, folder: Path::new(""), output }))
+    asking(args, is_said, output, |asked| ask::check::check(only, asked, &Here { args, folder: Path::new(""), output }))
 }
 
 /// Runs `check`: exit 1 when the command does not fit, or llama.cpp would refuse it; 2 when that cannot be told.
 pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
-    let (folder, held) = commands(&args.command)?;
-    asking(args, output, |asked| answer(args, asked, &folder, &held, output))
+    let (folder, mut held) = commands(&args.command)?;
+    let is_said = says_build(args, &mut held);
+    asking(args, is_said, output, |asked| answer(args, asked, &folder, &held, output))
+}
+
+/// Whether commands say their builds themselves, by their images; `--build` is another for all.
+fn says_build(args: &Args, held: &mut [Held]) -> bool {
+    if args.build.is_some() {
+        held.iter_mut().for_each(|held| held.build = None);
+    }
+    held.iter().all(|held| held.build.is_some())
 }
 
 /// Finds what is asked of every command, once for all of them.
-fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+fn asking<T>(
+    args: &Args,
+    is_said: bool,
+    output: &Output,
+    answer: impl FnOnce(Asked<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let (machine, environment) = (args.machine.machine()?, environment(args.machine.describes_devices()));
     // Without a word about the machine it is this computer, which needs no saying.
     if args.machine.describes_devices() {
@@ -156,7 +171,9 @@ fn asking<T>(args: &Args, output: &Output, answer: impl FnOnce(Asked<'_>) -> any
             turn: Some(args.turn()),
         },
     })?;
-    build.say(output);
+    if !is_said {
+        build.say(output);
+    }
     Ok(answered)
 }
 

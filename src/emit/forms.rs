@@ -231,14 +231,18 @@ fn quote_variable(value: &str) -> Result<String, Error> {
     Ok(format!("\"{value}\""))
 }
 
+/// What llama-server's router takes out of its models' settings, and says itself (`tools/server/server-models.cpp`
+/// `unset_reserved_args`, b11549).
+pub(super) const OF_ROUTER: &[&str] =
+    &["--host", "--port", "--alias", "--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"];
+
 /// A whole preset file with the model as its one section, keys that are long flags without dashes (`common/preset.cpp`
 /// `parse_ini_from_file`, `common_preset_context::load_from_ini` and `docs/preset.md`, b11434): a value ends at the end of its line or
 /// at the first `;` or `#`, nothing is quoted and nothing is escaped.
 pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     let args = command.get(1..).unwrap_or_default();
     let mut text = format!("[{name}]\n");
-    let own = groups(args).into_iter().filter(|group| !says(group, "--port") && !says(group, "--host"));
-    for group in own {
+    for group in groups(args).into_iter().filter(|group| !OF_ROUTER.iter().any(|name| says(group, name))) {
         let word = group.first().map(String::as_str).unwrap_or_default();
         // How builds before `--load-mode` say it.
         if new_load_mode(word).is_some() {
@@ -322,11 +326,12 @@ pub(super) fn only_posix(words: &[String]) -> Option<String> {
     ))
 }
 
-/// What of a command a form leaves to the program that starts it: the flags of these names.
+/// What of a command a form leaves to the program that starts it: the flags of these names, without their values, one of which may be
+/// a key.
 pub(super) fn left_out(command: &[String], names: &[&str], why: &str) -> Option<String> {
     let said = groups(command).into_iter().filter(|group| names.iter().any(|name| says(group, name)));
-    let words: Vec<String> = said.map(line).collect();
-    (!words.is_empty()).then(|| format!("`{}` is left out: {why}", words.join(" ")))
+    let flags: Vec<&str> = said.filter_map(|group| group.first()).map(String::as_str).collect();
+    (!flags.is_empty()).then(|| format!("left out: {}. {why}", flags.join(", ")))
 }
 
 /// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which splits a command into words after

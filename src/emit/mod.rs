@@ -329,16 +329,20 @@ fn written(
         }
         Form::Ini => {
             notes.extend(left_to_caller(&launch.expected));
-            notes.extend(forms::left_out(&args, &["--host", "--port"], "llama-server's router chooses them"));
+            notes.extend(forms::left_out(
+                &args,
+                forms::OF_ROUTER,
+                "llama-server's router says this for all its models",
+            ));
             forms::preset(&name, &args)?
         }
         Form::LlamaSwap => {
             notes.extend(forms::only_posix(&args));
-            notes.extend(forms::left_out(&args, &["--port"], "llama-swap chooses it"));
+            notes.extend(forms::left_out(&args, &["--port"], "llama-swap chooses the port"));
             forms::swap_models(&[(name, Held { words: args, environment: environment.clone(), ..Held::default() })])?
         }
         Form::Compose => {
-            notes.extend(forms::left_out(&args, &["--host"], "a container listens on all of its own addresses"));
+            notes.extend(forms::left_out(&args, &["--host"], "A container listens on all of its own addresses"));
             let run = &launch.expected;
             let own = match source {
                 ModelSource::Path(path) => Some(path.display().to_string()),

@@ -250,7 +250,7 @@ fn refusals_name_the_flag_and_what_is_known() {
         ),
         (
             RunConfig { split_mode: SplitMode::Row, ..base.clone() },
-            "`-sm row`: llama.cpp b11434 has no split buffers for CUDA0 and refuses; use `-sm layer`",
+            "`-sm row`: llama.cpp has no split buffers for CUDA0 and refuses; use `-sm layer`",
         ),
         (
             RunConfig { split_mode: SplitMode::Tensor, devices: Some(Vec::new()), ..base },

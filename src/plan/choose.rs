@@ -20,6 +20,7 @@ use crate::placement;
 use crate::rules::Role;
 use crate::run::numbers::padded;
 use crate::run::{LoadMode, RunConfig, on_host};
+use crate::speed::prices::device_rates;
 
 /// Computing prompts, or the short ones, on the host must be better by this share: nobody measured where it begins to be.
 const WORTH_OP_OFFLOAD: f64 = 0.05;
@@ -90,9 +91,17 @@ impl Problem<'_> {
     }
 
     /// [`Problem::solve_layers`]; where it does not fit on all devices, the same without the smallest, then without the two
-    /// smallest …: a card too small for its share of the layers must not spoil a plan that fits the others.
+    /// smallest …: a card too small for its share of the layers must not spoil a plan that fits the others. Nor must a much slower one,
+    /// where it fits.
     fn solve_with_fewer_devices(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let first = self.solve_layers(run)?;
+        if first.devices_fit()
+            && let Some(devices) = self.much_faster().filter(|_| run.tensor_split.is_empty() && run.devices.is_none())
+        {
+            let fewer = self.solve_layers(&RunConfig { devices: Some(devices), ..run.clone() })?;
+            let is_enough = fewer.devices_fit() && fewer.lack() <= first.lack() && !self.is_better(&first, &fewer, 0.0);
+            return Ok(if is_enough { fewer } else { first });
+        }
         let mut largest: Vec<&Device> = self.machine.devices.iter().collect();
         largest.sort_by_key(|device| Reverse(device.total));
         while !first.devices_fit() && run.tensor_split.is_empty() && largest.len() > 1 {
@@ -105,6 +114,19 @@ impl Problem<'_> {
             }
         }
         Ok(first)
+    }
+
+    /// The devices without those that compute less than half as fast as the fastest; `None` where there are none of these.
+    fn much_faster(&self) -> Option<Vec<String>> {
+        let devices = &self.machine.devices;
+        let products = |device: &Device| device_rates(device).products;
+        let fastest = devices.iter().map(products).fold(0.0, f64::max);
+        let kept: Vec<String> = devices
+            .iter()
+            .filter(|device| 2.0 * products(device) >= fastest)
+            .map(|device| device.name.clone())
+            .collect();
+        (kept.len() < devices.len()).then_some(kept)
     }
 
     /// The best launch on the devices that `run` names.

@@ -371,6 +371,7 @@ fn planned(model: &Model, path: &str, machine: &Machine, request: &Request, is_w
 fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
     let Problem { model, machine, request, .. } = *problem;
     let mut warnings = Inspection::new(model, &[], None).warnings;
+    warnings.retain(|warning| warning.code != "nextn-not-loaded" || !candidate.run.mtp);
     let mut warn = |code: &'static str, message: String, hint: &str| {
         warnings.push(Warning { code: code.into(), message, hint: hint.to_string() });
     };

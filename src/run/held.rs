@@ -27,6 +27,8 @@ pub struct Held {
     pub memory: Option<Bytes>,
     /// The kind of devices that its container's image is built for, where the tag says so.
     pub image: Option<Backend>,
+    /// The build of llama.cpp in that image, where the tag says it.
+    pub build: Option<u32>,
     /// Paths of its words outside its container, and inside.
     pub inside: Vec<(String, String)>,
     /// The lines of a preset that its words come from.
@@ -441,6 +443,7 @@ impl Held {
         let tag = image.rsplit('/').next().unwrap_or(image);
         let built_for = IMAGES.iter().find(|(word, ..)| tag.contains(word));
         self.image = built_for.map(|(_, backend, _)| *backend);
+        self.build = tag.rsplit_once("-b").and_then(|(_, number)| number.parse().ok());
         // A name of the Container Device Interface (`amd.com/gpu=all`), or WSL's device, stands for all.
         let is_given_by = |node: &str| {
             nodes

@@ -57,6 +57,7 @@ pub fn launch(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Re
 fn read(held: &Held, env: &BTreeMap<String, String>, target: Target) -> Result<ParsedCommand, Error> {
     let mut env = env.clone();
     env.extend(held.environment.clone());
+    let target = Target { build: held.build.unwrap_or(target.build), ..target };
     let (first, words) = held.words.split_first().ok_or(Error::Empty)?;
     let program = Program::of_path(first).ok_or_else(|| Error::UnknownProgram(first.clone()))?;
     let mut run = RunConfig { program, ..RunConfig::of(target) };

@@ -920,6 +920,16 @@ services:
         }
     }
 
+    #[test]
+    fn the_tag_of_an_image_says_its_build() {
+        for (image, build) in
+            [("llama.cpp:server-cuda-b9000", Some(9000)), ("llama.cpp:server-cuda", None), ("x:a-beta", None)]
+        {
+            let words = shlex::split(&format!("docker run --gpus all {image} -m x.gguf --no-mmap")).unwrap();
+            assert_eq!(of_words(&words, &|_| None).unwrap().build, build, "{image}");
+        }
+    }
+
     /// What a service extends, another file's with its paths, and override files are merged as Compose merges them.
     #[test]
     fn services_that_extend_others_are_merged() {

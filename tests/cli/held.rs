@@ -368,6 +368,11 @@ fn a_command_with_a_removed_flag_has_a_speed() {
     let (code, old, _) = of(&["--no-mmap"]);
     assert_eq!((code, &old["speed"], &old["verdict"]), (1, &new["speed"], &Value::from("refused")));
     assert!(new["mended"].is_null());
+    // An image's tag says its build, which has it.
+    let image =
+        ["docker", "run", "--gpus", "all", "llama.cpp:server-cuda-b9000", "-m", "x.gguf", "-c", "512", "--no-mmap"];
+    let (code, _, said) = check(folder.path(), &image, "", &[]);
+    assert!(code == 0 && !said.contains("assuming"), "{said}");
     // So are others that are read as what was meant, each command printed as llama.cpp takes it, with what decides nothing.
     for words in [
         &["--no-mmap", "-fa", "--jinja", "--port", "9"][..],
