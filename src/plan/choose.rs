@@ -96,7 +96,8 @@ impl Problem<'_> {
     fn solve_with_fewer_devices(&self, run: &RunConfig) -> Result<Candidate, Error> {
         let first = self.solve_layers(run)?;
         if first.devices_fit()
-            && let Some(devices) = self.much_faster().filter(|_| run.tensor_split.is_empty() && run.devices.is_none())
+            && let Some(devices) =
+                self.much_faster().filter(|_| run.tensor_split.is_empty() && self.request.run.devices.is_none())
         {
             let fewer = self.solve_layers(&RunConfig { devices: Some(devices), ..run.clone() })?;
             let is_enough = fewer.devices_fit() && fewer.lack() <= first.lack() && !self.is_better(&first, &fewer, 0.0);
@@ -116,14 +117,14 @@ impl Problem<'_> {
         Ok(first)
     }
 
-    /// The devices without those that compute less than half as fast as the fastest; `None` where there are none of these.
+    /// The devices without those that compute less than a quarter as fast as the fastest; `None` where there are none of these.
     fn much_faster(&self) -> Option<Vec<String>> {
         let devices = &self.machine.devices;
         let products = |device: &Device| device_rates(device).products;
         let fastest = devices.iter().map(products).fold(0.0, f64::max);
         let kept: Vec<String> = devices
             .iter()
-            .filter(|device| 2.0 * products(device) >= fastest)
+            .filter(|device| 4.0 * products(device) >= fastest)
             .map(|device| device.name.clone())
             .collect();
         (kept.len() < devices.len()).then_some(kept)
