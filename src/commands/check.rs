@@ -131,7 +131,9 @@ pub fn run(args: &Args, output: &Output) -> anyhow::Result<Outcome> {
 /// Whether commands say their builds themselves, by their images; `--build` is another for all.
 fn says_build(args: &Args, held: &mut [Held]) -> bool {
     if args.build.is_some() {
-        held.iter_mut().for_each(|held| held.build = None);
+        for held in held.iter_mut() {
+            held.build = None;
+        }
     }
     held.iter().all(|held| held.build.is_some())
 }

@@ -117,6 +117,17 @@ fn what_is_offered_can_be_had_and_asked_for() {
     }
 }
 
+/// What a P40 beside faster cards takes is slower than the host's share of the same experts (`plan` with `--budget …,0`).
+#[test]
+fn a_card_that_slows_the_plan_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    moeplan(folder.path(), &["synth", "qwen3.5-122b-a10b", "-o", "q.gguf"]);
+    let words = ["plan", "q.gguf", "--gpu", "RTX 4090,2x RTX 3090,P40=24G", "--ram", "256G", "-c", "8192"];
+    let (_, four) = document(folder.path(), &words);
+    let warnings = four["warnings"].as_array().unwrap();
+    assert!(warnings.iter().any(|warning| warning["code"] == "device-not-used"), "{}", four["args"]);
+}
+
 #[test]
 fn models_together_are_plans_with_budgets_and_files_that_give_them() {
     let folder = folder();
