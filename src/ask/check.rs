@@ -206,8 +206,12 @@ pub fn check<M: Models>(held: &Held, asked: Asked<'_>, models: &M) -> Result<Che
     }
     let (model, name, command, checkup) = largest.ok_or_else(|| Refusal::new("no variant", ""))?;
     let variants = if rows.len() > 1 { rows } else { Vec::new() };
-    let asked = described.zip(options.turn);
-    let plan = asked.map(|asked| beside::plan((&model, &name), machine, &command, &checkup, asked, options));
+    let plan = described.zip(options.turn).map(|(words, turn)| {
+        // What an image's tag says of the build, no word of the machine does.
+        let build = held.build.iter().flat_map(|build| ["--build".to_string(), build.to_string()]);
+        let words: Vec<String> = words.iter().cloned().chain(build).collect();
+        beside::plan((&model, &name), machine, &command, &checkup, (&words, turn), options)
+    });
     let (mut plan, no_plan) = match plan {
         Some(Ok(plan)) => (Some(plan), None),
         Some(Err(why)) => (None, Some(why)),

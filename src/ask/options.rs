@@ -24,20 +24,18 @@ pub fn is_auto((_, words): &Setting) -> bool {
     words.get(1).is_some_and(|value| value == "auto")
 }
 
+const OWN: &str = "only llama.cpp's own flags go there: `llama-server --help` lists them";
+
 /// llama.cpp's own words after `plan MODEL … --`: flags that a plan keeps, also those that decide nothing here.
 pub fn kept(words: &[String]) -> Result<Vec<Setting>, Refusal> {
     let mut settings = Vec::new();
     for group in groups(words) {
         let Some(typed) = group.first() else { continue };
         let hint = match spelling(typed) {
-            None if new_load_mode(typed).is_some() => {
-                format!(
-                    "it is `{}` now; a plan writes it as its build has it",
-                    new_load_mode(typed).unwrap_or_default()
-                )
-            }
-            None if typed.starts_with('-') => did_you_mean(typed, spellings())
-                .unwrap_or_else(|| "only llama.cpp's own flags go there: `llama-server --help` lists them".into()),
+            None if typed.starts_with('-') => match (new_load_mode(typed), did_you_mean(typed, spellings())) {
+                (Some(new), _) => format!("it is `{new}` now; a plan writes it as its build has it"),
+                (_, meant) => [meant.as_deref(), Some(OWN)].into_iter().flatten().collect::<Vec<_>>().join(" "),
+            },
             None => "only flags of llama-server go there, without the program".into(),
             Some((flag, _)) => match (flag.effect, flag.in_plan) {
                 (Effect::Model, _) => "the model is named before `--`, without a flag".into(),

@@ -108,8 +108,8 @@ impl Quants {
 /// What a header says about a machine and a build; `path` is what the model is called.
 pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes, target: Target) -> Result<Fits, plan::Error> {
     let model = Model::from_gguf(gguf)?;
-    let plan = |strategy| {
-        let (run, context, levers) = (RunConfig::of(target), ContextChoice::Turn, Levers::default());
+    let plan = |strategy, levers| {
+        let (run, context) = (RunConfig::of(target), ContextChoice::Turn);
         let request = Request { run, context, margin, strategy, levers, ..Request::of(machine) };
         plan::brief(&model, path, machine, &request)
     };
@@ -118,14 +118,15 @@ pub fn judge(gguf: Gguf, path: &str, machine: &Machine, margin: Bytes, target: T
         short: plan.check.shortfall.values().copied().sum(),
         memory: plan.check.memory,
     };
-    let auto = plan(Strategy::Auto)?;
+    let auto = plan(Strategy::Auto, Levers::unasked())?;
+    let fit_of = |strategy| plan(strategy, Levers::default()).map(fit);
     let fits = auto.check.fits();
     Ok(Fits {
         speed: fits.then(|| auto.speed.clone()),
         turn_seconds: fits.then_some(auto.turn_seconds),
         n_ctx: auto.check.run.n_ctx,
-        all_on_device: fit(plan(Strategy::AllOnDevice)?),
-        experts_on_host: fit(plan(Strategy::ExpertsOnHost)?),
+        all_on_device: fit_of(Strategy::AllOnDevice)?,
+        experts_on_host: fit_of(Strategy::ExpertsOnHost)?,
         blocks_with_experts_on_host: auto.placement.blocks_with_experts_on_host,
         blocks_with_experts: auto.placement.blocks_with_experts,
         auto: fit(auto),

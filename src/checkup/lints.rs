@@ -335,6 +335,17 @@ const LINTS: &[Rule] = &[
             format!("`-ngl {}` or more (`-ngl 99`) moves all of them", blocks + 1),
         )
     }),
+    // A plan says `-dev none`, and why.
+    ("no-device", Warning, |facts| {
+        let is_meant = facts.run.n_gpu_layers == 0 || facts.run.devices.is_some();
+        if is_meant || !facts.machine.devices.is_empty() {
+            return None;
+        }
+        found(
+            "no device is described or found here: everything is on the host",
+            "--gpu NAME or --vram 24G describes a card",
+        )
+    }),
     ("output-on-host", Warning, |facts| {
         let at = facts.model.output().filter(|_| !facts.model.is_embedding())?;
         let name = &facts.model.tensors.get(at)?.name;
@@ -366,7 +377,7 @@ const LINTS: &[Rule] = &[
         )
     }),
     // llama-server gives no slot more than the model was trained on (`tools/server/server-context.cpp` `n_ctx_slot`, b11434).
-    (BEYOND_TRAINING, Warning, |facts| {
+    ("context-beyond-training", Warning, |facts| {
         let (numbers, trained) = (&facts.forecast.numbers, facts.model.hparams.context_length);
         let slots = numbers.n_seq_max.max(1);
         let slot = if numbers.kv_unified { numbers.n_ctx / slots } else { numbers.n_ctx_seq };
@@ -483,12 +494,11 @@ const LINTS: &[Rule] = &[
         )
     }),
     ("mapped-beyond-ram", Warning, |facts| {
-        let (missing, model) = (*facts.shortfall.get(HOST)?, facts.forecast.memory.get(HOST)?.model);
-        facts.forecast.mapped.host.filter(|_| !facts.shares_memory())?;
+        let missing = facts.forecast.paged(facts.shortfall).filter(|_| !facts.shares_memory())?;
+        let model = facts.forecast.memory.get(HOST)?.model;
         found(
             format!(
-                "{} of {model} of mapped weights do not fit in main memory: every token reads them from the disk",
-                missing.min(model)
+                "{missing} of {model} of mapped weights do not fit in main memory: every token reads them from the disk"
             ),
             "keep more on the devices, or use a smaller quantization",
         )
@@ -840,8 +850,6 @@ fn reported_growth(device: &Device) -> Bytes {
     if device.backend == Backend::Vulkan && !is_measured { VULKAN_GROWTH } else { Bytes(0) }
 }
 
-/// It is told with every form of a launch.
-pub const BEYOND_TRAINING: &str = "context-beyond-training";
 const BEYOND_RAM: &str = "server-memory-beyond-ram";
 
 fn beyond_ram(run: &RunConfig, forecast: &Forecast, machine: &Machine, shortfall: &BTreeMap<String, Bytes>) -> Finding {

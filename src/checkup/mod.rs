@@ -375,7 +375,7 @@ pub fn check(
     let is_rescued = fit.as_ref().is_some_and(|fit| fit.outcome.starts);
     let (fit, fitted, lint) = fit.map_or((None, None, None), |fit| (Some(fit.outcome), fit.speed, fit.lint));
     lints = if is_rescued { lints::with_fitted(lints, lint) } else { lints };
-    let is_paged = forecast.mapped.host.is_some() && forecast.devices_short(machine, options.margin).is_empty();
+    let is_paged = forecast.paged(&shortfall).is_some() && forecast.devices_short(machine, options.margin).is_empty();
     let is_whole = forecast.is_whole();
     let lacks_parts = is_whole && !forecast.uncounted.is_empty();
     let has_room = forecast.devices_short(machine, MARGIN_UNCALIBRATED).is_empty();

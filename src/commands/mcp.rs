@@ -209,7 +209,7 @@ const TOOLS: [Tool; 4] = [
 ];
 
 fn of_json<T: DeserializeOwned>(asked: Value) -> anyhow::Result<T> {
-    serde_json::from_value(asked).context("the arguments")
+    serde_path_to_error::deserialize(asked).context("the arguments")
 }
 
 fn of_machine(described: Described, margin: Option<String>) -> anyhow::Result<MachineArgs> {

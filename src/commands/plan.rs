@@ -6,7 +6,6 @@ use crate::ask;
 use crate::ask::check::add_companions;
 use crate::bytes::Bytes;
 use crate::checkup::Severity;
-use crate::checkup::lints::BEYOND_TRAINING;
 use crate::cli::Format;
 use crate::cli::help::OWN;
 use crate::commands::plan_options::PlanOptions;
@@ -242,6 +241,8 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
             let plans: Vec<_> =
                 all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
             output.answer(&emit::together(&plans, form)?.0)?;
+            let left = document.members.first().and_then(|member| emit::left_out(form, &member.plan.args));
+            left.iter().for_each(|left| output.say(&format!("note: {left}")));
             if form == emit::Form::Ini {
                 output.say(&format!("note: start it with {}", document.router));
             }
@@ -363,11 +364,12 @@ fn answer(args: &PlanArgs, output: &Output) -> anyhow::Result<Outcome> {
                 output.say(&format!("note: {}", warning.message));
             }
             for lint in &plan.check.lints {
-                if lint.severity == Severity::Error {
-                    output.say(&format!("error: {}", lint.message));
-                } else if lint.code == BEYOND_TRAINING {
-                    output.say(&format!("warning: {}", lint.message));
-                }
+                let severity = match lint.severity {
+                    Severity::Error => "error",
+                    Severity::Warning => "warning",
+                    Severity::Info => continue,
+                };
+                output.say(&format!("{severity}: {}", lint.message));
             }
             for (device, over) in &plan.check.shortfall {
                 output.say(&format!("warning: {device} is {over} over its budget"));

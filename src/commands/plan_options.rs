@@ -251,15 +251,16 @@ mod tests {
             let words: Vec<String> = line.split(' ').map(str::to_string).collect();
             kept(&words).map(|settings| settings.iter().map(|(flag, _)| flag.name()).collect::<Vec<_>>())
         };
-        let line = "-fa on -ub 2048 --swa-full -no-kvu --spec-type ngram-mod --jinja";
-        let names = ["--flash-attn", "--ubatch-size", "--swa-full", "--kv-unified", "--spec-type", "--jinja"];
+        let line = "-fa on -ub 2048 --swa-full -no-kvu --spec-type ngram-mod --jinja --rerank";
+        let names =
+            ["--flash-attn", "--ubatch-size", "--swa-full", "--kv-unified", "--spec-type", "--jinja", "--rerank"];
         assert_eq!(of(line).unwrap(), names);
         for (line, hint) in [
             ("-m x.gguf", "before `--`"),
             ("llama-server -ub 1", "without the program"),
             ("-sm row", "splits by layers"),
             ("--override-kv a=int:1", "the file's own keys"),
-            ("--zzz", "llama-server --help"),
+            ("--frobnicate", "llama-server --help"),
             ("--no-mmap", "it is `--load-mode none` now"),
             ("--jinj", "did you mean `--jinja`?"),
             ("--version", "prints something and ends"),

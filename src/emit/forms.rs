@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, Form};
 use crate::bytes::{Bytes, MIB};
 use crate::machine::Backend;
 use crate::run::command::quoted;
@@ -231,10 +231,34 @@ fn quote_variable(value: &str) -> Result<String, Error> {
     Ok(format!("\"{value}\""))
 }
 
-/// What llama-server's router takes out of its models' settings, and says itself (`tools/server/server-models.cpp`
-/// `unset_reserved_args`, b11549).
-pub(super) const OF_ROUTER: &[&str] =
-    &["--host", "--port", "--alias", "--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"];
+/// The flags that a form leaves to the program that starts llama-server, and why; the router's are those of
+/// `tools/server/server-models.cpp` `unset_reserved_args`, b11549.
+fn of_starter(form: Form) -> (&'static [&'static str], &'static str) {
+    match form {
+        Form::LlamaSwap => (&["--port"], "llama-swap chooses the port"),
+        Form::Ini => (
+            &["--host", "--port", "--alias", "--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"],
+            "llama-server's router says this for all its models",
+        ),
+        // Inside, every address is the container's own: the image listens to all of them.
+        Form::Compose => (&["--host"], "a container listens on all of its own addresses"),
+        _ => (&[], ""),
+    }
+}
+
+/// The flags of a command that its form says, each with its values.
+fn said_by(form: Form, args: &[String]) -> impl Iterator<Item = &[String]> {
+    let (names, _) = of_starter(form);
+    groups(args).into_iter().filter(move |group| !names.iter().any(|name| says(group, name)))
+}
+
+/// What of a command a form leaves out, without values, one of which may be a key.
+pub fn left_out(form: Form, args: &[String]) -> Option<String> {
+    let (names, why) = of_starter(form);
+    let left = groups(args).into_iter().filter(|group| names.iter().any(|name| says(group, name)));
+    let flags: Vec<&str> = left.filter_map(|group| group.first()).map(String::as_str).collect();
+    (!flags.is_empty()).then(|| format!("left out: {} ({why})", flags.join(", ")))
+}
 
 /// A whole preset file with the model as its one section, keys that are long flags without dashes (`common/preset.cpp`
 /// `parse_ini_from_file`, `common_preset_context::load_from_ini` and `docs/preset.md`, b11434): a value ends at the end of its line or
@@ -242,7 +266,7 @@ pub(super) const OF_ROUTER: &[&str] =
 pub(super) fn preset(name: &str, command: &[String]) -> Result<String, Error> {
     let args = command.get(1..).unwrap_or_default();
     let mut text = format!("[{name}]\n");
-    for group in groups(args).into_iter().filter(|group| !OF_ROUTER.iter().any(|name| says(group, name))) {
+    for group in said_by(Form::Ini, args) {
         let word = group.first().map(String::as_str).unwrap_or_default();
         // How builds before `--load-mode` say it.
         if new_load_mode(word).is_some() {
@@ -326,14 +350,6 @@ pub(super) fn only_posix(words: &[String]) -> Option<String> {
     ))
 }
 
-/// What of a command a form leaves to the program that starts it: the flags of these names, without their values, one of which may be
-/// a key.
-pub(super) fn left_out(command: &[String], names: &[&str], why: &str) -> Option<String> {
-    let said = groups(command).into_iter().filter(|group| names.iter().any(|name| says(group, name)));
-    let flags: Vec<&str> = said.filter_map(|group| group.first()).map(String::as_str).collect();
-    (!flags.is_empty()).then(|| format!("left out: {}. {why}", flags.join(", ")))
-}
-
 /// The configuration with these models, `models.NAME.cmd`, the port left to llama-swap, which splits a command into words after
 /// putting macros (`${…}`) in; lines are joined. Several are a group that is loaded at once and stays loaded.
 pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
@@ -346,8 +362,7 @@ pub(super) fn swap_models(named: &[(String, Held)]) -> Result<String, Error> {
         let word = |word: &String| swap_word(word).unwrap_or_else(|| quote(word));
         let line = |words: &[String]| words.iter().map(word).collect::<Vec<_>>().join(" ");
         let first = format!("{} {}", word(&program.to_string()), PORT.join(" "));
-        let own = groups(args).into_iter().filter(|group| !says(group, "--port"));
-        let lines: Vec<String> = std::iter::once(first).chain(own.map(line)).collect();
+        let lines: Vec<String> = std::iter::once(first).chain(said_by(Form::LlamaSwap, args).map(line)).collect();
         let env = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         models.insert(name.clone(), SwapEntry { env, cmd: lines.join("\n") + "\n" });
     }
@@ -419,9 +434,7 @@ pub(super) fn compose_file(
     let volumes: String = folders.iter().enumerate().map(volume).chain(cache).collect();
     let word = |word: &String| text(inside.get(word.as_str()).unwrap_or(word));
     let line = |group: &[String]| format!("      {},\n", group.iter().map(word).collect::<Vec<_>>().join(", "));
-    // Inside, every address is the container's own: the image listens to all of them.
-    let own = groups(command.get(1..).unwrap_or_default()).into_iter().filter(|group| !says(group, "--host"));
-    let words: String = own.map(line).collect();
+    let words: String = said_by(Form::Compose, command.get(1..).unwrap_or_default()).map(line).collect();
     let devices = if devices.is_empty() { String::new() } else { format!("    devices: [{}]\n", devices.join(", ")) };
     let cards = if backend == Backend::Cuda {
         "    deploy: {resources: {reservations: {devices: [{driver: nvidia, count: all, capabilities: [gpu]}]}}}\n"

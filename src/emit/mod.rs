@@ -9,6 +9,7 @@
 
 pub(crate) mod embedded;
 mod forms;
+pub use forms::left_out;
 
 use crate::bytes::Bytes;
 use crate::machine::{Backend, Device, Machine};
@@ -313,7 +314,7 @@ fn written(
 ) -> Result<(String, Vec<String>, ParsedCommand), Error> {
     let (form, args) = (wish.form.name(), launch.words());
     let name = forms::name_of(source);
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = left_out(wish.form, &args).into_iter().collect();
     let environment = launch.expected.environment();
     let text = match wish.form {
         Form::Args => {
@@ -324,25 +325,18 @@ fn written(
         Form::PowerShell => forms::powershell(&environment, &args, needs)?,
         Form::Env => {
             let (text, left) = forms::env_file(&environment, &args)?;
-            notes = left;
+            notes.extend(left);
             text
         }
         Form::Ini => {
             notes.extend(left_to_caller(&launch.expected));
-            notes.extend(forms::left_out(
-                &args,
-                forms::OF_ROUTER,
-                "llama-server's router says this for all its models",
-            ));
             forms::preset(&name, &args)?
         }
         Form::LlamaSwap => {
             notes.extend(forms::only_posix(&args));
-            notes.extend(forms::left_out(&args, &["--port"], "llama-swap chooses the port"));
             forms::swap_models(&[(name, Held { words: args, environment: environment.clone(), ..Held::default() })])?
         }
         Form::Compose => {
-            notes.extend(forms::left_out(&args, &["--host"], "A container listens on all of its own addresses"));
             let run = &launch.expected;
             let own = match source {
                 ModelSource::Path(path) => Some(path.display().to_string()),

@@ -1,4 +1,30 @@
 //! Cards by name: their memory as llama.cpp sees it, and what their data sheets say. The facts are in `cards.tsv`.
+//!
+//! The first row whose words are all in a device's description counts; for speed, the first of those that has one. `-`: not known, or no
+//! figure.
+//!
+//! - words: lower case, separated by spaces.
+//! - generation: NVIDIA's, of others the maker.
+//! - multiprocessors: data sheet.
+//! - context: MiB that CUDA takes for a process that has done nothing yet: total less free as llama.cpp prints them on a system without
+//!   a display (the least printed; the P104's is the 84 MiB that a load log shows; an H200's was measured).
+//! - bandwidth: of its memory, data sheet, GB/s.
+//! - products: TFLOP/s that llama.cpp gets out of quantized matrices with long rows at `-ub 512`; from published prompt speeds where the
+//!   source names a model, else as cards of its generation by multiprocessors and clock (Ada's: by the RTX 4090; Pascal's: by the P40).
+//! - link: GB/s of its slot in one direction, as sold (`PCIe` 3 x16 16, 4 x16 32, 5 x16 64); of memory that is the host's, GB/s of a copy
+//!   in it.
+//! - op: microseconds of one kernel, by generation and driver.
+//! - source: of bandwidth and products, where it is not the maker's data sheet alone.
+//!
+//! Below a card, indented, is what llama.cpp saw of its memory, by the size that it is sold with and by operating system: sold (GB),
+//! system, total and free (MiB), source. All are lines that llama.cpp printed, in public logs and reports, where nothing else is said.
+//! What the idle system holds is total - free. It includes the context of the process that printed it, which makes a budget smaller, not
+//! larger.
+//!
+//! - free `=`: no display is attached to cards of this kind, and nothing is held (NVML on an idle H100,
+//!   `testdata/machines/h100-live.json`, and an idle H200).
+//! - free `-`: not printed; taken as total less the most that was held on the same system, of a card of that size, else of the next
+//!   larger size.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,17 @@
 //! Processors by name: their cores, instruction set and memory, as data sheets say. The facts are in `processors.tsv`.
+//!
+//! A row is for every name that has all of its words; # is a digit, and a * at the end is any rest of a word. What is known is looked up
+//! apart: the first row with cores says the cores, the first one with memory the rest.
+//!
+//! - cores, threads: of one processor.
+//! - isa: what ggml-cpu's kernels use.
+//! - memory: GB/s of the fastest memory of its data sheet, channels × MT/s × 8 bytes.
+//! - products: GFLOP/s that a thread gets out of micro-batches, where it is not that of the instruction set: published prompts of the
+//!   same kind.
+//! - kind: the one kind of memory that desktop processors of the family take, in two channels (Intel's 12th to 14th generations take
+//!   two kinds); of others the fastest of the data sheet, in all channels.
+//!
+//! Sources: the makers' data sheets (ark.intel.com, amd.com product pages, "System Memory Specification"/"Max Memory Speed").
 
 use super::Isa;
 use super::cards;
@@ -17,6 +30,8 @@ pub struct Processor {
     pub products: Option<f64>,
     /// The one kind of memory that it takes (`ddr4`), where it is a desktop processor of such a family.
     pub takes: Option<&'static str>,
+    /// The fastest memory of another processor, in all channels (`ddr4-3200x8`).
+    pub fastest: Option<&'static str>,
     /// The row of many processors by which it is known, where no row of its own is.
     pub family: Option<&'static str>,
 }
@@ -43,8 +58,13 @@ fn read([cores, threads, isa, memory, products, kind]: [&'static str; 6]) -> Pro
     let isa = serde_json::from_value(isa.into()).ok();
     let number = |cell: &str| cell.parse().ok();
     let (memory, products) = (number(memory), number(products));
-    let takes = Some(kind).filter(|kind| *kind != "-");
-    Processor { cores: cores.parse().ok(), threads: threads.parse().ok(), isa, memory, products, takes, family: None }
+    let (takes, fastest) = match kind {
+        "-" => (None, None),
+        kit if kit.contains('-') => (None, Some(kit)),
+        kind => (Some(kind), None),
+    };
+    let (cores, threads) = (cores.parse().ok(), threads.parse().ok());
+    Processor { cores, threads, isa, memory, products, takes, fastest, family: None }
 }
 
 /// What the rows say of a processor; processors that are one with their graphics have the memory of those (`Apple M3 Ultra`).
@@ -61,7 +81,7 @@ pub fn named(description: &str) -> Processor {
         // A family says all of the rest.
         if found.isa.is_none() {
             (found.isa, found.memory) = (row.isa, row.memory);
-            (found.products, found.takes) = (row.products, row.takes);
+            (found.products, found.takes, found.fastest) = (row.products, row.takes, row.fastest);
             found.family = row.isa.map(|_| *pattern).filter(|pattern| pattern.contains('#'));
         }
     }
@@ -160,11 +180,13 @@ mod tests {
             ("Ryzen 7950X3D", Some("ddr5")),
             ("AMD Ryzen 7 9800X3D 8-Core Processor", Some("ddr5")),
             ("Intel(R) Core(TM) i9-13900K", None),
-            ("AMD Ryzen Threadripper 3970X", None),
+            ("AMD Ryzen Threadripper 3970X", Some("ddr4-3200x4")),
             ("AMD Ryzen AI MAX+ 395", None),
-            ("EPYC 9654", None),
+            ("EPYC 9654", Some("ddr5-4800x12")),
+            ("AMD EPYC 7402 24-Core Processor", Some("ddr4-3200x8")),
         ] {
-            assert_eq!(named(name).takes, kind, "{name}");
+            let known = named(name);
+            assert_eq!(known.takes.or(known.fastest), kind, "{name}");
         }
     }
 
@@ -176,6 +198,10 @@ mod tests {
         }
         for (words, row) in known() {
             assert!(row.cores.is_some() || row.isa.is_some(), "{words}");
+            if let Some(kit) = row.fastest {
+                let of_kit = format!("1G@{kit}").parse::<super::super::Ram>().unwrap().bandwidth.unwrap();
+                assert!((of_kit - row.memory.unwrap()).abs() < 0.1, "{words} {of_kit}");
+            }
             assert_eq!(row.cores.is_some(), row.threads.is_some(), "{words}");
         }
     }

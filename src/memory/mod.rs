@@ -610,6 +610,13 @@ impl Forecast {
         shortfall
     }
 
+    /// How much of the mapped file main memory has no room for, of what it is short of, and so is read from the disk again and again;
+    /// `None` where the rest does not fit either: caches, buffers and repacked weights come from no file.
+    pub fn paged(&self, shortfall: &BTreeMap<String, Bytes>) -> Option<Bytes> {
+        let mapped = self.memory.get(HOST).filter(|_| self.mapped.host.is_some())?.model;
+        shortfall.get(HOST).copied().filter(|missing| *missing <= mapped)
+    }
+
     /// By how much each device is over its budget.
     pub fn devices_short(&self, machine: &Machine, margin: Bytes) -> BTreeMap<String, Bytes> {
         let over = |device: &Device| {

@@ -452,7 +452,7 @@ impl Subject<'_> {
         }
         if let (Some(ram), Some(over)) = (&mut machine.host.ram, self.candidate.shortfall.get(HOST)) {
             // Some of what is added goes to the system.
-            *ram += Bytes((over.0 + over.0 / 7).next_multiple_of(64 << 20));
+            *ram = Bytes((ram.0 + over.0 + over.0 / 7).next_multiple_of(GIB));
             wanted.push(format!("{ram} of main memory"));
             words.push(format!("--ram {}", ram.typed()));
         }

@@ -26,7 +26,7 @@ use crate::bytes::Bytes;
 use crate::checkup::{self, Checkup};
 use crate::inspection::{Inspection, Warning};
 use crate::machine::{Backend, Machine};
-use crate::memory::{self, HOST, MemoryByDevice};
+use crate::memory::{self, MemoryByDevice};
 use crate::model::Model;
 use crate::number::thousands;
 use crate::placement;
@@ -429,10 +429,7 @@ fn warnings(problem: &Problem<'_>, candidate: &Candidate) -> Vec<Warning> {
         );
         warn("main-memory-unknown", message, "give --ram SIZE; or -lm auto, which maps the file and is slower");
     }
-    // What stays in the mapped file and does not fit into main memory comes from the disk; caches and buffers do not.
-    let mapped = candidate.forecast.memory.get(HOST).filter(|_| candidate.forecast.placement.is_mapped);
-    let is_read_again = |missing: &&Bytes| mapped.is_some_and(|host| **missing <= host.model);
-    if let Some(missing) = candidate.shortfall.get(HOST).filter(is_read_again) {
+    if let Some(missing) = candidate.forecast.paged(&candidate.shortfall) {
         let message = format!(
             "{missing} of the weights do not fit into main memory and would be read from the disk again and again"
         );

@@ -172,9 +172,16 @@ const KITS: [&str; 12] = [
 
 /// The kits that a host takes, as far as its processor says it, with GB/s of their data sheets; the slowest first.
 fn kits(host: &Host) -> impl Iterator<Item = (&'static str, f64)> + use<> {
-    let takes = host.processor.as_deref().and_then(|name| processors::named(name).takes);
-    let is_taken = move |kit: &&&str| takes.is_none_or(|kind| kit.starts_with(kind) && kit.ends_with("x2"));
-    KITS.iter().filter(is_taken).filter_map(|kit| Some((*kit, format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth?)))
+    let known = host.processor.as_deref().map(processors::named).unwrap_or_default();
+    let kits = match (known.fastest, known.takes) {
+        (Some(kit), _) => vec![kit],
+        (None, Some(kind)) => KITS.into_iter().filter(|kit| kit.starts_with(kind) && kit.ends_with("x2")).collect(),
+        (None, None) => KITS.to_vec(),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let sockets = host.processor.as_deref().and_then(cards::counted).map_or(1.0, |(sockets, _)| sockets as f64);
+    let of_kit = move |kit: &str| Some(format!("1G@{kit}").parse::<Ram>().ok()?.bandwidth? * sockets);
+    kits.into_iter().filter_map(move |kit| Some((kit, of_kit(kit)?)))
 }
 
 /// A model and what is asked of every machine.
@@ -500,7 +507,11 @@ impl<'a> Asked<'a> {
             ));
         }
         // A known processor takes one kind; what it is not sold with is no answer.
-        if let Some(name) = machine.host.processor.as_deref().filter(|name| processors::named(name).takes.is_some()) {
+        let is_known = |name: &&str| {
+            let known = processors::named(name);
+            known.takes.or(known.fastest).is_some()
+        };
+        if let Some(name) = machine.host.processor.as_deref().filter(is_known) {
             let mut last = None;
             for (kit, bandwidth) in kits(&machine.host) {
                 let answer = self.with_memory_speed(machine, bandwidth, Some(kit))?;
@@ -510,7 +521,7 @@ impl<'a> Asked<'a> {
                 last = Some(self.missing(&answer));
             }
             let missing = last.unwrap_or_default();
-            return Ok(Change::none(format!("No memory that a {name} takes is fast enough: {missing}")));
+            return Ok(Change::none(format!("No memory for {name} is fast enough: {missing}")));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
         let at = |speed: u64| self.with_memory_speed(machine, speed as f64, None);

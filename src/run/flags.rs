@@ -547,6 +547,7 @@ fn other(line: &'static str) -> Flag {
     Flag { negated, environment, values, since, ..flag }
 }
 
+/// Flags with which llama.cpp prints something and ends.
 const PRINTING: [&str; 5] = ["--help", "--version", "--cache-list", "--completion-bash", "--list-devices"];
 
 /// The flag of a word and whether it is meant positively; `_` counts as `-` in long flags, as llama.cpp has it.

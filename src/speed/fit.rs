@@ -85,7 +85,7 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Re
     let mut bare = machine.clone();
     bare.host.rates = None;
     bare.devices.iter_mut().for_each(|device| device.rates = None);
-    let mut prices = Prices::of(&bare, &[]).by_tier;
+    let Prices { by_tier: mut prices, uncertainty: of_table, .. } = Prices::of(&bare, &[]);
     let amount = |sample: &Sample, tier: usize, kind: usize| sample.work.amounts.get(tier).map_or(0.0, |k| k[kind]);
     // Of equal cards the first one's price is sought, with the work of all of them.
     let first = equal_cards(machine);
@@ -153,12 +153,16 @@ pub fn fit(machine: &Machine, samples: &[Sample], basis: &str) -> Result<Fit, Re
     for (tier, found) in
         prices.iter().enumerate().filter(|(tier, _)| unknowns.iter().any(|(of, ..)| *of == first[*tier]))
     {
-        // Nine in ten samples are within it: what was not measured is further off.
-        let of_phase = |phase| {
+        // Nine in ten samples are within it: what was not measured is further off. Measurements that contradict each other are no
+        // better known than the table.
+        let of_phase = |(phase, of_table): (Phase, f64)| {
             let samples = residuals.iter().filter(|residual| residual.phase == phase);
-            share_within(samples, 9, 10).unwrap_or(1.0).max(LEAST_UNCERTAINTY)
+            let least = if far.is_empty() { LEAST_UNCERTAINTY } else { of_table };
+            share_within(samples, 9, 10).unwrap_or(1.0).max(least)
         };
-        prices::set(&mut machine, tier, found, [Phase::Prompt, Phase::Generate].map(of_phase), basis);
+        let [pp, tg] = of_table[tier];
+        let uncertainty = [(Phase::Prompt, pp), (Phase::Generate, tg)].map(of_phase);
+        prices::set(&mut machine, tier, found, uncertainty, basis);
     }
     Ok(Fit { machine, residuals, odd })
 }

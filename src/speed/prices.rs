@@ -12,7 +12,7 @@ pub struct Prices {
     pub(super) by_tier: Vec<ByCost>,
     pub basis: String,
     /// The share that predictions may well be off, of prompts and of generation, were all the time that of the tier.
-    uncertainty: Vec<[f64; 2]>,
+    pub(super) uncertainty: Vec<[f64; 2]>,
 }
 
 /// The rates of a device: its own, and the table's where it has none.

@@ -310,6 +310,17 @@ fn a_calibration_that_misses_its_own_measurements_is_nonsense() {
     }
     let fit = fit::fit(&machine, &samples, "calibrated").unwrap();
     assert!(fit.is_nonsense() && fit.odd.iter().any(|odd| odd.contains("off by more than half")), "{:?}", fit.odd);
+    // One alone does not make it nonsense, but no better known than what was never measured.
+    let mut samples = SAMPLES.clone();
+    let uncertainty = |samples: &[fit::Sample]| {
+        let fit = fit::fit(&machine, samples, "calibrated").unwrap();
+        assert!(!fit.is_nonsense());
+        fit.machine.host.rates.unwrap().uncertainty
+    };
+    let known = uncertainty(&samples);
+    samples[0].seconds *= 6.0;
+    let (unknown, of_table) = (uncertainty(&samples), table::host(&machine.host).uncertainty);
+    assert!(known < of_table && unknown >= of_table, "{known} {unknown} {of_table}");
 }
 
 #[test]

@@ -248,6 +248,14 @@ fn services_on_one_card_are_added_up() {
     };
     let ((apart, _), (shared, held)) = (of("Vulkan0=48G"), of("Vulkan0=48G,shared"));
     assert!(held > 1 << 30 && apart - shared >= held, "{apart} {shared} {held}");
+    // Main memory counts for all together, too, where files are mapped.
+    let mapped = "{image: 'llama.cpp:server', volumes: ['./:/m'], command: -m /m/x.gguf -c 4096 -ngl 0 -fit off}";
+    std::fs::write(at.join("mapped.yaml"), format!("services:\n  a: {mapped}\n  b: {mapped}\n")).unwrap();
+    let found = moeplan("check --vram 24576M --ram 1400M --json mapped.yaml");
+    let document: Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert!(document["checks"].as_array().unwrap().iter().all(|row| row["fits"] == true), "{document}");
+    assert!(document["at_once"]["shortfall"]["Host"].as_u64() > Some(0), "{}", document["at_once"]);
+    assert_eq!(found.status.code(), Some(1));
     // A card that is not described, and a container whose limit is too small for what it pins.
     let found = moeplan("check --vram 24576M --ram 64G --json compose.yaml");
     let document: Value = serde_json::from_slice(&found.stdout).unwrap();
@@ -371,8 +379,10 @@ fn a_command_with_a_removed_flag_has_a_speed() {
     // An image's tag says its build, which has it.
     let image =
         ["docker", "run", "--gpus", "all", "llama.cpp:server-cuda-b9000", "-m", "x.gguf", "-c", "512", "--no-mmap"];
-    let (code, _, said) = check(folder.path(), &image, "", &[]);
+    let (code, found, said) = check(folder.path(), &image, "", &[]);
     assert!(code == 0 && !said.contains("assuming"), "{said}");
+    let asked = found["plan"]["asked"].as_str().unwrap_or_default();
+    assert!(asked.contains(" --build 9000 "), "{found}");
     // So are others that are read as what was meant, each command printed as llama.cpp takes it, with what decides nothing.
     for words in [
         &["--no-mmap", "-fa", "--jinja", "--port", "9"][..],

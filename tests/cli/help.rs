@@ -316,6 +316,7 @@ fn a_slip_gets_a_hint() {
         ("devices --backend cudo", "cuda"),
         ("plan -fa m.gguf --vram 24G", "give `-fa` a value of its own"),
         ("plan m.gguf --ram 2x32G@ddr5-6000x2", "64GiB@ddr5-6000x2"),
+        ("plan m.gguf --ram 2x16GB@ddr5-6000", ": 32GB@ddr5-6000"),
         ("plan m.gguf one two/a.gguf --vram 24G --emit ini", "--together plans for models"),
         ("plan m.gguf one --vram 24G --emit shell", "once for each model"),
         ("bench m.gguf --streams 4", "`-np N`"),
@@ -355,7 +356,8 @@ fn a_plan_for_a_card_says_whose_main_memory_it_counts_on() {
     let note = "the host is assumed to be this computer";
     assert!(said("plan --vram 24G m.gguf").contains(note));
     assert!(!said("plan --vram 24G --ram 64G m.gguf").contains(note));
-    assert!(!said("plan --vram 24G --emit args m.gguf").contains(note));
+    let emitted = said("plan --vram 24G --emit args --build 6000 m.gguf");
+    assert!(!emitted.contains(note) && emitted.contains("warning: b6000 is older than every build"), "{emitted}");
 }
 
 #[test]

@@ -199,10 +199,10 @@ fn what_is_asked_wrong_is_an_error_of_the_tool_with_a_hint() {
     for (tool, arguments, said) in [
         ("inspect", json!({}), "missing field `model`"),
         ("inspect", json!({ "model": "nothere.gguf" }), "hint: "),
-        ("inspect", json!({ "model": ["a"] }), "the arguments"),
+        ("inspect", json!({ "model": ["a"] }), "the arguments: model"),
         ("inspect", json!({ "model": "tiny.gguf", "tensor": true }), "`tensor`, expected"),
         ("inspect", json!({ "model": "../\u{202e}\u{1b}[31m\0.gguf" }), "\\u{202e}"),
-        ("plan", json!({ "model": "tiny.gguf", "machine": { "vram": "24" } }), "the arguments"),
+        ("plan", json!({ "model": "tiny.gguf", "machine": { "vram": "24" } }), "the arguments: machine.vram"),
         ("plan", json!({ "model": "tiny.gguf", "machine": { "vram": ["24"] } }), "24"),
         ("plan", json!({ "model": "tiny.gguf", "machine": card, "margin": "much" }), "`margin`: `much`"),
         ("plan", json!({ "model": "tiny.gguf", "machine": card, "words": ["-sm", "row"] }), "hint: "),

@@ -146,25 +146,20 @@ fn a_card_without_use_is_told() {
     }
 }
 
-/// A P40 is as fast as published (831 tokens/s of an 8B model's prompts, llama.cpp PR 7716), and no plan is slower for having one.
+/// 831 tokens/s of an 8B model's prompts are published (llama.cpp PR 7716).
 #[test]
-fn a_much_slower_card_does_not_slow_a_plan() {
-    let card = |name: &str, device: &str| Device { description: Some(name.into()), ..Device::parse(device).unwrap() };
-    let plan = |model: &Model, cards: Vec<Device>, run: RunConfig| {
-        let machine = Machine::new(cards, Host { ram: Some(Bytes(256 * GIB)), ..Host::default() }).unwrap();
-        let request = Request { run, context: ContextChoice::Fixed(8192), ..request(Strategy::Auto) };
-        plan::brief(model, "model.gguf", &machine, &request).unwrap()
+fn a_p40_is_as_fast_as_published() {
+    let card = Device { description: Some("Tesla P40".into()), ..Device::parse("CUDA0=22G").unwrap() };
+    let machine = Machine::new(vec![card], Host { ram: Some(Bytes(256 * GIB)), ..Host::default() }).unwrap();
+    let request = request(Strategy::Auto);
+    let request = Request {
+        run: RunConfig { n_ubatch: 512, ..request.run },
+        turn: Turn { prompt: 2048, ..Turn::default() },
+        context: ContextChoice::Fixed(8192),
+        ..request
     };
-    let fixed = RunConfig { n_ubatch: 512, ..request(Strategy::Auto).run };
-    let dense = plan(&model("llama-3.1-8b", &Wish::default()), vec![card("Tesla P40", "CUDA0=22G")], fixed);
-    assert!((700.0..1000.0).contains(&dense.speed.pp), "{}", dense.speed.pp);
-    let model = model("qwen3.5-122b-a10b", &Wish::default());
-    let mut cards = vec![card("NVIDIA GeForce RTX 4090", "CUDA0=23G")];
-    cards.extend([1, 2].map(|at| card("NVIDIA GeForce RTX 3090", &format!("CUDA{at}=23G"))));
-    let three = plan(&model, cards.clone(), request(Strategy::Auto).run);
-    cards.push(card("Tesla P40", "CUDA3=22G"));
-    let four = plan(&model, cards, request(Strategy::Auto).run);
-    assert!(four.turn_seconds <= three.turn_seconds * 1.0001, "{} {}", four.turn_seconds, three.turn_seconds);
+    let plan = plan::brief(&model("llama-3.1-8b", &Wish::default()), "model.gguf", &machine, &request).unwrap();
+    assert!((700.0..1000.0).contains(&plan.speed.pp), "{}", plan.speed.pp);
 }
 
 #[test]

@@ -146,9 +146,17 @@ fn only_what_the_machine_takes_is_offered() {
     let labels = wanted.memory_speed.answers.iter().map(|answer| &answer.point.label);
     assert!(labels.clone().count() == 1 && labels.clone().all(|label| label.contains("ddr4-3200x2")), "{wanted:?}");
     let never = want(&model, "m.gguf", &slow, &asked(), (&[tg(1e6)], "")).unwrap();
-    assert!(never.memory_speed.reason.as_ref().is_some_and(|reason| reason.contains("Ryzen 5900X takes")));
+    assert!(never.memory_speed.reason.as_ref().is_some_and(|reason| reason.contains("for Ryzen 5900X is fast")));
     let upgraded = upgrades(&model, &slow, &asked(), "").unwrap();
     assert!(upgraded.iter().all(|answer| !answer.point.label.contains("ddr5")), "{upgraded:?}");
+    // A server's has its own channels, as often as there are processors.
+    for (name, bandwidth) in [("EPYC 7402", "204.8"), ("2x EPYC 7402", "409.6")] {
+        let server = Machine { host: Host { processor: Some(name.into()), ..slow.host.clone() }, ..slow.clone() };
+        let upgraded = upgrades(&model, &server, &asked(), "").unwrap();
+        let labels: Vec<&str> = upgraded.iter().map(|answer| answer.point.label.as_str()).collect();
+        assert!(labels.contains(&format!("main memory of {bandwidth} GB/s (ddr4-3200x8)").as_str()), "{labels:?}");
+        assert!(labels.iter().all(|label| !label.contains("ddr5")), "{labels:?}");
+    }
     // A second card of the kind is enough for what one is not.
     let two = Machine::new(
         vec![machine.devices[0].clone(), machine.devices[0].next_of_its_kind(&machine).unwrap()],
