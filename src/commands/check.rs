@@ -372,6 +372,11 @@ fn open_file(path: &Path, folder: &Path, output: &Output) -> anyhow::Result<Gguf
     if shown.starts_with("~/") || shown.starts_with('$') {
         let home = std::env::var("HOME").unwrap_or_default();
         let meant = shown.replacen('~', &home, 1).replacen("${HOME}", &home, 1).replacen("$HOME", &home, 1);
+        if meant.starts_with('$') {
+            let hint =
+                "write the path itself, or have the file here that sets the variable (`EnvironmentFile=`, `.env`)";
+            return refuse("the variable is not set in what can be read here", hint.to_string());
+        }
         return refuse("only a shell expands that, and llama.cpp receives it unchanged", format!("write `{meant}`"));
     }
     if drive.is_some() || shown.starts_with("\\\\") {

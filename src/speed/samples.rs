@@ -109,9 +109,9 @@ fn yes() -> bool {
 pub enum Error {
     #[error("row {number}: {source}; write it with `llama-bench -o jsonl`")]
     Row { number: usize, source: serde_json::Error },
-    #[error("{0}")]
+    #[error(transparent)]
     Launch(#[from] run::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Memory(#[from] memory::Error),
 }
 

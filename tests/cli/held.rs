@@ -171,6 +171,7 @@ fn paths_that_nobody_expanded_are_explained() {
     for (path, expected) in [
         ("~/gone/x.gguf", "only a shell expands that"),
         ("$HOME/gone/x.gguf", "only a shell expands that"),
+        ("${MODEL}", "the variable is not set in what can be read here"),
         (r"C:\models\x.gguf", "a Windows path"),
     ] {
         let (code, _, said) = check(folder.path(), &["llama-server", "-m", path], "", &[]);

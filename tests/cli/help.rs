@@ -329,6 +329,10 @@ fn a_slip_gets_a_hint() {
         let is_told = error.contains("did you mean") || error.contains("write the size");
         let said = if said.is_empty() && is_told { &error } else { said };
         assert!(said.contains(hint), "{line}: {error}");
+        let mut parts: Vec<&str> = error.lines().flat_map(|line| line.split(": ")).collect();
+        let all = parts.len();
+        parts.dedup();
+        assert_eq!(parts.len(), all, "the same twice: {error}");
     }
     let (code, shown, _) =
         moeplan(here, &["check", "--vram", "1G", "--", "llama-server", "-m", "m.gguf", "--n-cpu-mo", "3"]);

@@ -9,14 +9,14 @@ use crate::suggest::{Hint, Refusal};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("{0}")]
+    #[error(transparent)]
     Gguf(#[from] GgufError),
     #[error("`{url}`: {failure}")]
     Address { url: String, failure: Failure },
     /// No file, and no model of the caches here either.
     #[error("{0}")]
     UnknownName(Refusal),
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
