@@ -302,6 +302,9 @@ impl Hint for Error {
             Self::UnknownCard(name) if cards::is_intel_integrated(name) => {
                 "it uses main memory: say how much of that it may take, --device Vulkan0=18G,shared --ram 32G".into()
             }
+            Self::UnknownCard(name) if cards::is_mac(name) => {
+                "a Mac is named by its chip: --gpu 'M4 Max' --ram 64G".into()
+            }
             Self::UnknownCard(name) => {
                 // Of a series (`RX 7900`), its cards.
                 let lower = name.to_lowercase();
@@ -1351,6 +1354,8 @@ mod tests {
             two("3090 Ti+3060")
                 && two("3090 3060")
                 && two("RTX 3090 and RTX 3090")
+                && two("4070ti 3060")
+                && !two("4070ti super")
                 && !two("AMD Radeon 880M Graphics (RADV GFX1150)")
         );
         assert!(matches!(sized("M4 Max 64GB", Some(Bytes::mib(48 << 10))), Err(Error::TwoSizes { .. })));
@@ -1359,7 +1364,7 @@ mod tests {
         assert!(
             ["Arc 140T", "Iris Xe", "Core Ultra 9 288V"].iter().all(|name| hint(name).contains("Vulkan0=18G,shared"))
         );
-        assert!(!hint("Arc A999").contains("shared"));
+        assert!(!hint("Arc A999").contains("shared") && hint("Mac Studio").contains("its chip"));
         assert_eq!(of(&["0x RTX 3090"], None), Err(Error::Count("0x RTX 3090".to_string())));
         assert_eq!(of(&["4090"], Some(Backend::Opencl)).unwrap(), [device("GPUOpenCL", "RTX 4090", 23605)]);
         assert_eq!(of(&["4090"], Some(Backend::Cpu)), Err(Error::NoDevices));

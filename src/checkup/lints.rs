@@ -335,17 +335,6 @@ const LINTS: &[Rule] = &[
             format!("`-ngl {}` or more (`-ngl 99`) moves all of them", blocks + 1),
         )
     }),
-    // A plan says `-dev none`, and why.
-    ("no-device", Warning, |facts| {
-        let is_meant = facts.run.n_gpu_layers == 0 || facts.run.devices.is_some();
-        if is_meant || !facts.machine.devices.is_empty() {
-            return None;
-        }
-        found(
-            "no device is described or found here: everything is on the host",
-            "--gpu NAME or --vram 24G describes a card",
-        )
-    }),
     ("output-on-host", Warning, |facts| {
         let at = facts.model.output().filter(|_| !facts.model.is_embedding())?;
         let name = &facts.model.tensors.get(at)?.name;

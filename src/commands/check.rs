@@ -173,6 +173,9 @@ fn asking<T>(
             turn: Some(args.turn()),
         },
     })?;
+    if machine.devices.is_empty() && !args.machine.describes_devices() {
+        output.say("note: no GPU was found here; --gpu NAME or --vram 24G describes one");
+    }
     if !is_said {
         build.say(output);
     }

@@ -300,7 +300,7 @@ mod tests {
         let faster = host(Some("Ryzen 7950X"), Some(8), "64G@ddr5-6000x2").unwrap();
         assert_eq!((faster.cores, faster.threads), (Some(8), None));
         assert!((rates(&faster).memory - 96.0 * 0.6).abs() < 1e-9);
-        assert_eq!(rates(&faster).basis, "table: Ryzen 7950X, except what you gave");
+        assert_eq!(rates(&faster).basis, "table: Ryzen 7950X and what you gave");
         let mut calibrated = Host { rates: Some(HostRates { by_thread: 7.0, ..rates(&named) }), ..Host::default() };
         let args = Described { memory_bandwidth: Some(100.0), ..Described::default() };
         args.describe(&mut calibrated).unwrap();
@@ -440,7 +440,7 @@ mod tests {
         }
         let given = of(&["--vram", "24G", "--ram", "256G", "--cpu", "2x EPYC 9654", "--memory-bandwidth", "300"]);
         let given = crate::speed::prices::host_rates(&given);
-        assert!(given.memory < rates.memory && given.basis.ends_with("except what you gave"), "{}", given.basis);
+        assert!(given.memory < rates.memory && given.basis.ends_with(" and what you gave"), "{}", given.basis);
         // A model's number is no count.
         assert_eq!(of(&["--vram", "24G", "--ram", "64G", "--cpu", "5900X"]).cores, Some(12));
     }

@@ -241,8 +241,10 @@ fn together(args: &PlanArgs, all: Vec<Asked>, output: &Output) -> anyhow::Result
             let plans: Vec<_> =
                 all.iter().map(|(model, ..)| model).zip(document.members.iter().map(|of| &of.plan)).collect();
             output.answer(&emit::together(&plans, form)?.0)?;
-            let left = document.members.first().and_then(|member| emit::left_out(form, &member.plan.args));
-            left.iter().for_each(|left| output.say(&format!("note: {left}")));
+            let first = document.members.first();
+            if let Some(left) = first.and_then(|member| emit::left_out(form, &member.plan.args)) {
+                output.say(&format!("note: {left}"));
+            }
             if form == emit::Form::Ini {
                 output.say(&format!("note: start it with {}", document.router));
             }

@@ -299,9 +299,11 @@ pub fn other_in(name: &str, card: &'static Card) -> Option<&'static Card> {
     let words: Vec<String> = tokens(name).filter(has_digit).collect();
     let is_again = |word: &String| words.iter().filter(|other| *other == word).count() > 1;
     let names = |word: &String| by_name(word).filter(|other| !word.starts_with("gfx") && other.words != card.words);
+    // `4070ti super`: some of its words may be run together.
+    let together = card.words.replace(' ', "");
     let is_own = |word: &String| {
-        let called = card.also_called().flat_map(|name| name.split(' '));
-        card.words.split(' ').chain(called).any(|own| own == word)
+        let mut called = card.also_called().flat_map(|name| name.split(' '));
+        together.contains(word.as_str()) || called.any(|own| own == word)
     };
     if words.iter().any(is_again) {
         return Some(card);
@@ -317,6 +319,11 @@ pub fn is_intel_integrated(name: &str) -> bool {
     let is_card = |word: &String| word.starts_with(['a', 'b']) && word.ends_with(|c: char| c.is_ascii_digit());
     let is_arc = has("arc") && !words.iter().any(is_card);
     is_arc || has("iris") || has("uhd") || has("lake") || has("ultra") && has("core")
+}
+
+/// Whether a computer of Apple is named, without its chip.
+pub fn is_mac(name: &str) -> bool {
+    tokens(name).any(|word| matches!(word.as_str(), "mac" | "macbook" | "macmini" | "imac" | "apple"))
 }
 
 /// `4x RTX 3090`, `4 × RTX 3090` and `RTX 3090 x4` as a count and the rest; `None` where no count is said.

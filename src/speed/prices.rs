@@ -66,7 +66,7 @@ fn uncertainties([both, pp, tg]: [f64; 3], table: [f64; 2]) -> [f64; 3] {
 }
 
 fn basis(own: &str, table: &str) -> String {
-    if own.is_empty() { format!("{table}, except what you gave") } else { own.to_string() }
+    if own.is_empty() { format!("{table} and what you gave") } else { own.to_string() }
 }
 
 impl Prices {

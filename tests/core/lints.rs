@@ -378,7 +378,6 @@ static CASES: &[Case] = &[
     ("ncmoe-counts-dense-blocks", &DEEPSEEK, ONE, "llama-server --n_cpu_moe 3", "llama-server -ot exps=CPU"),
     ("ngl-leaves-block-0", &GPT_OSS, ONE, "llama-server -ngl 24", "llama-server -ngl 25"),
     ("ngl-leaves-blocks", &GPT_OSS, ONE, "llama-server -ngl 20", "llama-server -ngl 24"),
-    ("no-device", &GPT_OSS, " 64", "llama-server", "llama-server -ngl 0"),
     ("output-on-host", &GPT_OSS, ONE, "llama-server -ngl 0", "llama-server -ngl 1"),
     ("output-on-host", &GPT_OSS, ONE, "llama-server -ot output=CPU", "llama-server -ot attn_output=CPU"),
     ("fit-gives-up", &QWEN, "CUDA0=12G 64", "llama-server -c 4096 -ngl 99", "llama-server -c 4096 -ngl 99 -fit off"),
@@ -392,7 +391,7 @@ static CASES: &[Case] = &[
         "llama-server -c 4096 -cmoe",
     ),
     ("mapped-beyond-ram", &QWEN, "CUDA0=8G 16", "llama-server -c 4096 -cmoe", "llama-server -c 4096 -ncmoe 30"),
-    ("mapped-beyond-ram", &QWEN, " 16", "llama-server -c 4096 -nr", "llama-server -c 4096"),
+    ("mapped-beyond-ram", &QWEN, " 8", "llama-server -c 4096 -nr", "llama-server -c 4096"),
     (
         "shared-memory",
         &QWEN,
@@ -690,8 +689,7 @@ fn a_draft_model_of_another_vocabulary_drafts_nothing() {
 #[test]
 fn only_what_is_mapped_is_read_again() {
     for (line, verdict) in [("llama-server -c 4096 -nr", Verdict::Paged), ("llama-server -c 4096", Verdict::Short)] {
-        let found = check(&QWEN, " 16", line, Target::default());
-        assert_eq!((found.verdict, found.speed.is_some()), (Some(verdict), verdict == Verdict::Paged), "{line}");
+        assert_eq!(check(&QWEN, " 8", line, Target::default()).verdict, Some(verdict), "{line}");
     }
 }
 

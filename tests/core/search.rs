@@ -158,9 +158,10 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: if is_full() { 100 } else { 6 }, ..ProptestConfig::default() })]
-    /// The context that is chosen costs the turn at most 2% and moves no expert, and no longer one does.
+    /// The context that is chosen costs the turn at most 2% and moves no expert, and none that is 2% longer does.
     ///
-    /// llama.cpp's allocator may need less for a longer context. Where the same launch fits only by that, it is not looked for.
+    /// llama.cpp's allocator may need less for a longer context. Where the same launch fits only by that, it is not looked for, nor is
+    /// another placement of the same experts that has room for a step or two more.
     #[test]
     fn the_context_is_the_longest_for_nothing(
         which in 0usize..4,
@@ -199,7 +200,7 @@ proptest! {
         let is_right = if fits { is_free(chosen) } else { chosen.0 == shortest };
         prop_assert!(is_right, "{:?}", chosen);
         let most = model.hparams.context_length * slots;
-        let longer = (1..).map(|n| chosen.0 + n * n * 256).take_while(|n_ctx| *n_ctx <= most);
+        let longer = (1..).map(|n| (chosen.0 + chosen.0 / 50).next_multiple_of(256) + n * n * 256).take_while(|n_ctx| *n_ctx <= most);
         for n_ctx in longer.filter(|_| fits) {
             let other = planned(ContextChoice::Fixed(n_ctx));
             prop_assert!(!is_free(other) || shrinks(n_ctx), "{:?} is for nothing as well as {:?}", other, chosen);
