@@ -176,7 +176,8 @@ const ROWS: &[(&str, Says)] = &[
     (r"^(?<text>error(?:: | while handling argument).*invalid device.*)", Says::Failed(&NO_DEVICE)),
     (r"^(?<text>error(?:: | while handling argument).*)", Says::Failed(&BAD_FLAG)),
     (r"(?<text>.*(?:couldn't bind|couldn't start HTTP listener).*)", Says::Failed(&PORT_TAKEN)),
-    (r"(?<text>.*(?:GGML_ASSERT\(|CUDA error|terminate called).*)", Says::Failed(&CRASH)),
+    // `FILE:LINE: CUDA error`, which says no more, may come before it.
+    (r"(?<text>CUDA error: .*|.*(?:GGML_ASSERT\(|terminate called).*)", Says::Failed(&CRASH)),
     (r"llama_moe_cache:.*hits *= *(?<hits>\d+), *misses *= *(?<misses>\d+)", Says::CacheHits),
     (r"SLOTprocessing task", Says::Begun),
     (r"SLOTstop processing", Says::Over),

@@ -342,6 +342,8 @@ pub struct Error {
     source: Option<std::io::Error>,
 }
 
+/// What a server does until it answers.
+pub(crate) const LOADING: &str = "loading";
 const SEE_LOG: &str = "run it again with -v for llama.cpp's whole log";
 
 impl Error {
@@ -404,8 +406,8 @@ impl Error {
         Self::new(Kind::TimedOut, message).with_hint("a larger --timeout, a smaller model, or fewer tokens")
     }
 
-    /// A llama-server that ended at its start, for a reason that its log names.
-    pub(crate) fn failed(failure: Failure, end: End) -> Self {
+    /// A llama-server that ended for a reason that its log names.
+    pub(crate) fn failed(failure: Failure, doing: &str, end: End) -> Self {
         let (kind, reason, hint) = match failure {
             Failure::OutOfMemory { buffer, bytes, part } => {
                 let size = bytes.map_or_else(|| "memory".to_string(), |bytes: Bytes| bytes.to_string());
@@ -431,7 +433,8 @@ impl Error {
                 (kind.clone(), format!("{says}{text}{end}"), hint)
             }
         };
-        Self::new(kind, format!("llama-server did not start: {reason}")).with_hint(hint)
+        let what = if doing == LOADING { "did not start".to_string() } else { format!("died while {doing}") };
+        Self::new(kind, format!("llama-server {what}: {reason}")).with_hint(hint)
     }
 
     pub fn is_interrupted(&self) -> bool {

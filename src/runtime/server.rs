@@ -20,7 +20,7 @@ use super::process::{End, Process, Stopped, never, output, pause, temporary_fold
 use super::sampler::Watch;
 use super::worker::{free_port, reach};
 use super::{
-    DeviceInfo, Echo, Error, Kind, Launch, Observation, Projection, Prompt, Runtime, RuntimeInfo, Workload,
+    DeviceInfo, Echo, Error, Kind, LOADING, Launch, Observation, Projection, Prompt, Runtime, RuntimeInfo, Workload,
     pseudo_random, telling,
 };
 use crate::bytes::Bytes;
@@ -791,7 +791,7 @@ impl Running {
     pub fn why_it_ended(&mut self, doing: &'static str, end: End) -> Error {
         while self.follow() {}
         match self.log.failure() {
-            Some(failure) => Error::failed(failure, end),
+            Some(failure) => Error::failed(failure, doing, end),
             None => Error::died("llama-server", doing, end, &self.process.log.tail()),
         }
     }
@@ -811,19 +811,18 @@ impl Running {
 
     /// `fetches`: it downloads the model before it loads. That may take as long as something moves.
     fn wait_until_ready(&mut self, begin: Instant, fetches: bool) -> Result<(), Error> {
-        const DOING: &str = "loading";
         let Server { limit, stall, .. } = self.server;
         let (mut asked, mut looked, mut moved, mut work_seen) = (begin, begin, Instant::now(), None);
         let mut loads_since = begin;
         let answer = wait(Duration::MAX, self.server.interrupted, |time| {
             if loads_since.elapsed() >= limit {
-                return Some(Err(Error::stopped(Stopped::TimedOut, "llama-server", DOING, limit, &[])));
+                return Some(Err(Error::stopped(Stopped::TimedOut, "llama-server", LOADING, limit, &[])));
             }
             if self.follow() {
                 moved = Instant::now();
             }
             if let Some(end) = self.process.ends_within(Duration::ZERO) {
-                return Some(Err(self.why_it_ended(DOING, end)));
+                return Some(Err(self.why_it_ended(LOADING, end)));
             }
             if let Some(address) = &self.log.listening {
                 // The person may have named another port or all interfaces.
@@ -853,14 +852,14 @@ impl Running {
             }
             if moved.elapsed() > stall {
                 let (seconds, log) = (stall.as_secs(), telling(&self.process.log.tail()));
-                let message = format!("llama-server hangs while {DOING}: nothing has happened for {seconds} s{log}");
+                let message = format!("llama-server hangs while {LOADING}: nothing has happened for {seconds} s{log}");
                 let hint =
                     "is the disk it reads from still there? An RPC server serves one client at a time: is it free?";
                 return Some(Err(Error::new(Kind::TimedOut, message).with_hint(hint)));
             }
             pause(time)
         });
-        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", DOING, limit, &[])))
+        answer.unwrap_or_else(|stopped| Err(Error::stopped(stopped, "llama-server", LOADING, limit, &[])))
     }
 }
 

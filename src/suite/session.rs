@@ -348,8 +348,8 @@ mod tests {
     use super::*;
     use crate::machine::{Device, Host};
     use crate::run::{args, parse};
-    use crate::runtime::End;
     use crate::runtime::log::LoadLog;
+    use crate::runtime::{End, LOADING};
 
     #[test]
     fn baselines_differ_in_where_tensors_go() {
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(lacking("24GiB"), None);
         let failure = LoadLog::read("error loading model: cut").failure().unwrap();
         let mut session = Session::default();
-        session.fail(None, &Error::failed(failure, End::Code(1)));
+        session.fail(None, &Error::failed(failure, LOADING, End::Code(1)));
         session.fail(None, &Error::interrupted());
         assert!(session.kind() == Kind::Failed && session.trouble.unwrap().hint.is_some() && !session.is_interrupted);
     }

@@ -362,6 +362,11 @@ fn a_plan_for_a_card_says_whose_main_memory_it_counts_on() {
     assert!(!said("plan --vram 24G --ram 64G m.gguf").contains(note));
     let emitted = said("plan --vram 24G --emit args --build 6000 m.gguf");
     assert!(!emitted.contains(note) && emitted.contains("warning: b6000 is older than every build"), "{emitted}");
+    // Where none is described, it is this computer's, which may have none.
+    let (_, found, _) = moeplan(folder.path(), &["devices", "--json"]);
+    let has_none = serde_json::from_str::<serde_json::Value>(&found).unwrap()["devices"].as_array().unwrap().is_empty();
+    assert_eq!(said("check -- llama-server -m m.gguf").contains("no GPU was found here"), has_none);
+    assert!(!said("check --vram 24G -- llama-server -m m.gguf").contains("no GPU was found"));
 }
 
 #[test]

@@ -114,6 +114,10 @@ fn a_log_of_noise_does_no_harm() {
 fn every_way_to_fail_while_answering_is_told_apart() {
     for (mode, expected) in [
         ("die-mid-stream", "llama-server died while answering (signal 6 (SIGABRT))"),
+        (
+            "card-error-mid-stream",
+            "llama-server died while answering: CUDA error: an illegal instruction was encountered (signal 6 (SIGABRT))",
+        ),
         ("cut-mid-stream", "llama-server's answer cannot be read: the stream broke off"),
         (
             "garbage-stream",

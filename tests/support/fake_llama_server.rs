@@ -253,6 +253,11 @@ fn complete(mut stream: TcpStream, mode: &str) {
         if token == 3 {
             match mode {
                 "die-mid-stream" => std::process::abort(),
+                "card-error-mid-stream" => {
+                    say("/ggml/src/ggml-cuda/ggml-cuda.cu:109: CUDA error");
+                    say("0.19.737.089 E CUDA error: an illegal instruction was encountered");
+                    std::process::abort();
+                }
                 "cut-mid-stream" => return,
                 "hang-mid-stream" => sleep_for_ever(),
                 "garbage-stream" => {
