@@ -843,23 +843,40 @@ impl Device {
         Some(format!("cards sold as {gb} GB offer {total} or more; give the exact size of yours, e.g. {example}M"))
     }
 
+    /// The row of a card by name whose budget is what a system leaves of it, and that row of its memory.
+    fn sold(&self) -> Option<(&'static cards::Card, &'static cards::Sold)> {
+        let (card, description) = (self.card()?, self.description.as_deref()?);
+        let is_own = |sold: &&cards::Sold| sold.offers() == self.total;
+        // One that was found calls itself otherwise.
+        let own = card.sold.iter().find(is_own).filter(|_| card.words.to_ascii_uppercase() == description)?;
+        Some((card, own))
+    }
+
+    /// The same card as an idle Windows leaves it, where its budget is what a system leaves.
+    #[must_use]
+    pub fn under_windows(self) -> Self {
+        let Some((card, own)) = self.sold() else { return self };
+        let is_it = |sold: &&cards::Sold| sold.gb == own.gb && sold.system == "windows";
+        let seen = card.sold.iter().find(is_it).copied();
+        let total = seen.unwrap_or(cards::Sold { system: "windows", free: None, ..*own }).offers();
+        Self { total, free: total, ..self }
+    }
+
     /// What to say of a card's budget that is what one system leaves of it, where another leaves less.
     pub fn system_note(&self) -> Option<String> {
-        let (card, description) = (self.card()?, self.description.as_deref()?);
-        // One that was found calls itself otherwise.
-        let own = card
-            .sold
-            .iter()
-            .find(|sold| sold.offers() == self.total && card.words.to_ascii_uppercase() == description)?;
+        let (card, own) = self.sold()?;
         let other = card
             .sold
             .iter()
             .find(|sold| sold.gb == own.gb && sold.system != own.system && sold.offers() < self.total)?;
         let system = |name: &str| if name == "windows" { "Windows" } else { "Linux without a display" };
-        let (own, other, left) = (system(own.system), system(other.system), other.offers());
+        let (flag, left) = (if other.system == "windows" { "--windows, or " } else { "" }, other.offers());
         Some(format!(
-            "{own} leaves {} of it, {other} about {left}: --gpu '{description}={}M'",
+            "{} leaves {} of it, {} about {left}: {flag}--gpu '{}={}M'",
+            system(own.system),
             self.total,
+            system(other.system),
+            card.words.to_ascii_uppercase(),
             left.0 / MIB
         ))
     }
@@ -1340,7 +1357,7 @@ mod tests {
         }
         // Whose figure it is, where another system leaves less; a size of one's own is nobody's.
         for (name, note) in [
-            ("3090", Some("Windows about 22.76 GiB: --gpu 'RTX 3090=23304M'")),
+            ("3090", Some("Windows about 22.76 GiB: --windows, or --gpu 'RTX 3090=23304M'")),
             ("3090=23304M", None),
             ("RTX 3080", None),
         ] {
@@ -1348,6 +1365,15 @@ mod tests {
             let found = Machine::new(devices, Host::default()).unwrap().budget_notes().collect::<Vec<_>>().join(" ");
             assert!(note.map_or(found.is_empty(), |note| found.contains(note)), "{name}: {found}");
         }
+        // Under Windows, where no row says it, as much is taken to be held as of others of the size.
+        for (name, mib) in
+            [("3090", 23_304), ("3090=23304M", 23_304), ("3090=20G", 20 << 10), ("RTX 4070 TI SUPER", 15_111)]
+        {
+            let device = Device::of_cards(&[name.to_string()], None, None).unwrap().remove(0).under_windows();
+            assert_eq!((device.total, device.free), (Bytes::mib(mib), Bytes::mib(mib)), "{name}");
+        }
+        let without = Device::of_cards(&["RTX 2060=12G".to_string()], None, None).unwrap().remove(0);
+        assert!(without.clone().under_windows().total < without.total);
         let two = |text: &str| matches!(sized(text, None), Err(Error::TwoCards { .. }));
         assert_eq!(sized("3090 + 9999", None), Err(Error::UnknownCard("9999".to_string())));
         assert!(

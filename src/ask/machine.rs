@@ -68,6 +68,9 @@ pub struct Described {
         arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)
     )]
     pub cores: Option<u32>,
+    /// The computer runs Windows: less of a card is free there than under Linux, and only half of main memory can be pinned.
+    #[cfg_attr(feature = "cli", arg(long, hide_short_help = true))]
+    pub windows: bool,
     /// Backend of the devices given with --vram [default: cuda].
     #[cfg_attr(feature = "cli", arg(long, value_enum))]
     pub backend: Option<Backend>,
@@ -110,13 +113,16 @@ impl Described {
             ("--cores", self.cores.map(|cores| cores.to_string())),
         ];
         let devices = self.device.iter().map(|device| ("--device", Some(device.clone())));
-        devices.chain(said).filter_map(|(flag, said)| Some([flag.to_string(), said?])).flatten().collect()
+        let words = devices.chain(said).filter_map(|(flag, said)| Some([flag.to_string(), said?])).flatten();
+        words.chain(self.windows.then(|| "--windows".to_string())).collect()
     }
 
     /// The devices, in the order they are given; none of them is said to be here or elsewhere.
     pub fn devices(&self) -> Result<Vec<Device>, Error> {
         if !self.gpu.is_empty() {
-            return Device::of_cards(&self.gpu, self.backend, self.ram.map(|ram| ram.bytes));
+            let devices = Device::of_cards(&self.gpu, self.backend, self.ram.map(|ram| ram.bytes))?;
+            let of_system = |device: Device| if self.windows { device.under_windows() } else { device };
+            return Ok(devices.into_iter().map(of_system).collect());
         }
         if !self.device.is_empty() {
             return self.device.iter().map(|text| Device::parse(text)).collect();
@@ -126,6 +132,7 @@ impl Described {
 
     /// Writes what is said of the host over what is known of it.
     pub fn describe(&self, host: &mut Host) -> Result<(), Refusal> {
+        host.windows |= self.windows;
         let mut sockets = 1;
         let mut of_sockets = None;
         if let Some(name) = &self.cpu {

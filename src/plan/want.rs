@@ -277,7 +277,7 @@ pub fn upgrades(model: &Model, machine: &Machine, request: &Request, kind: &str)
             let is_slower = new.weights < own.weights || new.products < own.products;
             u64::from(card.sold.gb) > nominal && card.card.runs(only.backend) && !is_slower
         };
-        if let Some(card) = cards(Some(only)).into_iter().find(is_larger) {
+        if let Some(card) = cards(machine).into_iter().find(is_larger) {
             answers.push(asked.with_card(machine, &card)?);
         }
     }
@@ -563,7 +563,7 @@ impl<'a> Asked<'a> {
             return Change::none("No card was tried: the graphics are part of their computer");
         }
         let (mut answers, mut last) = (Vec::new(), None);
-        for card in cards(machine.devices.first()) {
+        for card in cards(machine) {
             match self.with_card(machine, &card) {
                 Ok(answer) if self.is_reached(&answer) => answers.push(answer),
                 Ok(answer) => last = Some(self.missing(&answer)),
@@ -644,9 +644,10 @@ struct Candidate {
     flags: Vec<String>,
 }
 
-/// The cards whose memory and speed are known, by memory and then by bandwidth, on the backend of `like` where it drives them. A laptop's
+/// The cards whose memory and speed are known, by memory and then by bandwidth, on the first device's backend where it drives them. A laptop's
 /// cannot be bought alone, nor can Apple's.
-fn cards(like: Option<&Device>) -> Vec<Candidate> {
+fn cards(machine: &Machine) -> Vec<Candidate> {
+    let like = machine.devices.first();
     let mut found = Vec::new();
     let is_sold_alone = |card: &&Card| !card.words.ends_with("laptop") && !card.is_integrated();
     for card in CARDS.iter().filter(is_sold_alone).filter(|card| card.figures.is_some()) {
@@ -664,6 +665,7 @@ fn cards(like: Option<&Device>) -> Vec<Candidate> {
             let mut flags = vec!["--gpu".to_string(), name.clone()];
             flags.extend(backend.into_iter().flat_map(backend_flag));
             let device = Device::of_cards(&[name], backend, None).ok().and_then(|devices| devices.into_iter().next());
+            let device = device.map(|device| if machine.host.windows { device.under_windows() } else { device });
             found.extend(device.map(|device| Candidate { card, sold, device, flags }));
         }
     }

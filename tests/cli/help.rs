@@ -61,6 +61,7 @@ fn headings_are_of_what_stands_under_them() {
         "memory-bandwidth",
         "cpu",
         "cores",
+        "windows",
         "backend",
         "machine",
         "margin",

@@ -117,6 +117,30 @@ fn what_is_offered_can_be_had_and_asked_for() {
     }
 }
 
+/// What `--windows` says of a computer is in every command that is offered for it, and gives the same plan.
+#[test]
+fn windows_is_said_with_what_is_offered() {
+    let folder = tempfile::tempdir().unwrap();
+    moeplan(folder.path(), &["synth", "qwen3-30b-a3b", "-o", "q.gguf"]);
+    let machine = ["--gpu", "RTX 4070 Ti Super", "--ram", "32G", "--cores", "8", "-c", "8192"];
+    let plan = |more: &[&str]| document(folder.path(), &[&["plan", "q.gguf"], &machine[..], more].concat()).1;
+    let (linux, windows) = (plan(&[]), plan(&["--windows", "--upgrade"]));
+    let budget = |plan: &Value| plan["machine"]["devices"][0]["total"].as_u64().unwrap() >> 20;
+    assert!(budget(&windows) == 15_111 && budget(&linux) > 15_600, "{} {}", budget(&windows), budget(&linux));
+    assert_eq!(windows["machine"]["host"]["windows"], true);
+    for upgrade in windows["upgrades"].as_array().unwrap() {
+        let flags = texts(&upgrade["flags"]);
+        let own: Vec<&str> = machine.chunks(2).filter(|pair| !flags.contains(&pair[0])).flatten().copied().collect();
+        let asked = document(folder.path(), &[&["plan", "q.gguf", "--windows"], &own[..], &flags[..]].concat()).1;
+        assert_eq!(asked["turn_seconds"], upgrade["turn_seconds"], "{flags:?}");
+    }
+    let words =
+        ["check", "--windows", "--gpu", "RTX 4090", "--ram", "64G", "--", "llama-server", "-m", "q.gguf", "-c", "8192"];
+    let (_, checked) = document(folder.path(), &words);
+    let asked = checked["plan"]["asked"].as_str().unwrap();
+    assert!(asked.contains(" --windows "), "{asked}");
+}
+
 /// A P40 beside faster cards costs more than it gains here: the plan is the one without it.
 #[test]
 fn a_card_that_slows_the_plan_is_left_out() {

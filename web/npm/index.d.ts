@@ -37,6 +37,8 @@ export interface Machine {
   memory_bandwidth?: number;
   cpu?: string;
   cores?: number;
+  /** Less of a card is free under Windows, and less of main memory can be pinned. */
+  windows?: boolean;
   backend?: "cuda" | "vulkan" | "metal" | "rocm" | "musa" | "sycl" | "cann" | "opencl" | "rpc" | "cpu";
 }
 
