@@ -69,7 +69,7 @@ pub struct Described {
     )]
     pub cores: Option<u32>,
     /// The computer runs Windows: less of a card is free there than under Linux, and only half of main memory can be pinned.
-    #[cfg_attr(feature = "cli", arg(long, hide_short_help = true))]
+    #[cfg_attr(feature = "cli", arg(long, overrides_with = "windows", hide_short_help = true))]
     pub windows: bool,
     /// Backend of the devices given with --vram [default: cuda].
     #[cfg_attr(feature = "cli", arg(long, value_enum))]

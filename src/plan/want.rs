@@ -644,8 +644,8 @@ struct Candidate {
     flags: Vec<String>,
 }
 
-/// The cards whose memory and speed are known, by memory and then by bandwidth, on the first device's backend where it drives them. A laptop's
-/// cannot be bought alone, nor can Apple's.
+/// The cards whose memory and speed are known, by memory and then by bandwidth, on the first device's backend where it drives them. A
+/// laptop's cannot be bought alone, nor can Apple's.
 fn cards(machine: &Machine) -> Vec<Candidate> {
     let like = machine.devices.first();
     let mut found = Vec::new();
@@ -664,6 +664,7 @@ fn cards(machine: &Machine) -> Vec<Candidate> {
             let name = if at == 0 { name } else { format!("{name}={}G", sold.gb) };
             let mut flags = vec!["--gpu".to_string(), name.clone()];
             flags.extend(backend.into_iter().flat_map(backend_flag));
+            flags.extend(machine.host.windows.then(|| "--windows".to_string()));
             let device = Device::of_cards(&[name], backend, None).ok().and_then(|devices| devices.into_iter().next());
             let device = device.map(|device| if machine.host.windows { device.under_windows() } else { device });
             found.extend(device.map(|device| Candidate { card, sold, device, flags }));
